@@ -1,0 +1,1 @@
+"""GenAL-Ray: generative active learning on Ray."""

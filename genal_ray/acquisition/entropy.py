@@ -1,0 +1,18 @@
+"""Predictive entropy (Lewis and Gale 1994): the student's own uncertainty."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from genal_ray.acquisition import Acquisition, Features, Neighbours
+from genal_ray.types import FloatArray
+
+
+class Entropy(Acquisition):
+    """H(p(y|x)) in nats."""
+
+    name: str = "entropy"
+
+    def score(self, candidates: Features, labeled: Neighbours, seeds: np.ndarray) -> FloatArray:
+        p = candidates.probs.astype(np.float64)
+        return (-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1)).astype(np.float32)

@@ -1,0 +1,153 @@
+"""What flows through a round: frozen records that may cross processes.
+
+    Prompt -> Completion -> Candidate (parsed, guarded) -> Instance -> Scores -> LabeledInstance -> StudentFit
+                  |                                                       |
+                  +------------------------ Rollout <---------------------+   -> PolicyUpdate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Text = str | tuple[str, str]
+"""What a student reads: one text, or a pair."""
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A text that may be labeled."""
+
+    id: str
+    """Unique in a run: `r-000012` for row 12 of the training split, `s-0003-0007` for completion 7 of round 3."""
+    text: str
+    text_pair: str | None = None
+    origin: Literal["real", "synthetic"] = "real"
+    round: int = 0
+    """The round that brought it into the pool; 0 for real instances."""
+
+    @property
+    def student_input(self) -> Text:
+        return self.text if self.text_pair is None else (self.text, self.text_pair)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledInstance:
+    """An instance and the label that was paid for it."""
+
+    instance: Instance
+    label: int
+    """Index into the task's label names."""
+    annotator: str
+    """Name of the annotator that gave the label, as in the ledger."""
+    round: int
+    """The round that bought the label; 0 for the initial labeled set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A request for one completion."""
+
+    id: str
+    text: str
+    example_ids: tuple[str, ...]
+    """Ids of the in-context examples, in their order in the text."""
+    seed: int
+    """Sampling seed of this request, in [0, 2**63)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What the generator wrote for a prompt."""
+
+    prompt_id: str
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """Response tokens, the end-of-sequence token included when it was sampled."""
+    logprobs: tuple[float, ...]
+    """log pi(token | context) in nats, after temperature; one per response token."""
+    finish_reason: str
+    """`stop` when the model ended by itself, `length` when it was cut off."""
+    policy_version: int
+    """Version of the policy that wrote it; 0 is the pretrained one."""
+
+
+class Fate(StrEnum):
+    """What became of a completion; only KEPT ones enter the pool."""
+
+    KEPT = "kept"
+    COPIED = "copied"
+    DUPLICATE = "duplicate"
+    EMPTY = "empty"
+    TRUNCATED = "truncated"
+    UNPARSEABLE = "unparseable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A completion after parsing and guarding."""
+
+    completion: Completion
+    fate: Fate
+    instance: Instance | None = None
+    """Set exactly when the fate is KEPT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Acquisition scores of a set of instances under one student."""
+
+    ids: tuple[str, ...]
+    values: FloatArray
+    """float32 [n], higher is more worth a label; finite."""
+    student_version: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """`score/*` figures: instances/s, neighbour distances, ..."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """What the learner needs of one completion."""
+
+    completion: Completion
+    reward: float
+    """Shaped reward of the whole sequence (clipped, standardised, or the floor)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentFit:
+    """A trained student."""
+
+    version: int
+    """The round that trained it; 0 is the student of the initial labeled set."""
+    path: str
+    """Plain Hugging Face folder: model, tokenizer, config with label names."""
+    metrics: Mapping[str, float]
+    """`al/accuracy`, `al/macro_f1` on the evaluation split and `student/*`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyUpdate:
+    """A generator policy after learning."""
+
+    version: int
+    path: str
+    """Folder with the policy as a plain Hugging Face model; what a restarted generator replica loads."""
+    metrics: Mapping[str, float]
+    """`rl/*` figures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundReport:
+    """One object of metrics.jsonl."""
+
+    round: int
+    metrics: Mapping[str, float]

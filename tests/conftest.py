@@ -1,0 +1,103 @@
+"""Fixtures of the whole suite: one private Ray session, tiny models, and the optional folder of shared data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED = REPOSITORY.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray cluster of this test session alone: 8 logical CPUs, gone afterwards."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="gr-", dir="/tmp")
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=200 * 2**20,
+        include_dashboard=False,
+        _temp_dir=folder,
+        logging_level="ERROR",
+        runtime_env={"env_vars": {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    from ray import serve
+
+    serve.shutdown()
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data sets and a small generator, where the checkout has them beside it."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared with real data sets")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    from genal_ray.paths import minilm_path
+
+    return minilm_path()
+
+
+@pytest.fixture(scope="session")
+def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2 of 0.5M parameters with tied embeddings, and a byte-level tokenizer."""
+    return make_tiny_lm(tmp_path_factory.mktemp("lm") / "tied", tied=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_lm_untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_lm(tmp_path_factory.mktemp("lm") / "untied", tied=False)
+
+
+def make_tiny_lm(folder: Path, *, tied: bool, seed: int = 0) -> Path:
+    import torch
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    corpus = ["Based on the following examples of movie reviews, come up with a new example:\nExample 1: a good film"]
+    tokenizer.train_from_iterator(corpus * 4, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|endoftext|>"
+    )
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+        initializer_range=0.1,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    wrapped.save_pretrained(folder)
+    return folder
