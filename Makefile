@@ -1,0 +1,50 @@
+# Everything that a developer or CI runs. `make demo` and `make test` need Python 3.11 and nothing else.
+
+VENV ?= .venv
+TARGET ?= cpu
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed-$(TARGET)
+OUTPUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint format types imports check lock clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
+
+setup: $(STAMP)  ## .venv from requirements/$(TARGET).txt (TARGET=cpu or gpu)
+
+$(STAMP): requirements/$(TARGET).txt requirements/bootstrap.txt scripts/setup_env.sh scripts/uv_env.sh pyproject.toml
+	@scripts/setup_env.sh $(VENV) $(TARGET)
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: setup  ## the bundled example, a few minutes on two cores (OUTPUT=DIR)
+	@$(BIN)/genal-ray run demo --output-dir $(OUTPUT)
+
+test: setup  ## all tests
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-fast: setup  ## the tests that start no Ray actors
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu"
+
+lint: setup  ## ruff
+	@$(BIN)/ruff check
+
+format: setup  ## sort imports and mend what ruff can mend
+	@$(BIN)/ruff check --fix
+
+types: setup  ## mypy --strict
+	@$(BIN)/mypy
+
+imports: setup  ## cluster -> actors -> genal_ray
+	@$(BIN)/lint-imports
+
+check: lint types imports test  ## what CI runs
+
+lock: setup  ## requirements/*.txt from pyproject.toml (UPGRADE=--upgrade takes the newest versions)
+	@scripts/lock.sh $(VENV) $(UPGRADE)
+
+clean:  ## remove the environment and caches; runs stay
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis
