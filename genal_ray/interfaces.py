@@ -41,17 +41,13 @@ class Scorer(Protocol):
         ...
 
 
-class Annotator(Protocol):
-    name: str
-
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
-        """A label index per instance, in order. Blocking: the loop calls it in a thread."""
-        ...
-
-
 class Student(Protocol):
     async def fit(
-        self, labeled: Sequence[LabeledInstance], version: int, output_dir: Path
+        self,
+        labeled: Sequence[LabeledInstance],
+        version: int,
+        output_dir: Path,
+        progress: Progress | None = None,
     ) -> StudentFit:
         """Train a student on `labeled`, save it under `output_dir` and evaluate it on the evaluation split."""
         ...
@@ -66,4 +62,8 @@ class Learner(Protocol):
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Bring the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
+        ...
+
+    async def restore(self, path: Path) -> None:
+        """Go on from the full learner state that `update` saved under `path`."""
         ...

@@ -14,6 +14,8 @@ class Task(Plugin):
 
     domain: str
     instruction: str | None = None
+    num_examples: int = 3
+    """In-context examples per prompt (p)."""
 
     @abstractmethod
     def prompt(self, examples: Sequence[Instance]) -> str:

@@ -1,0 +1,100 @@
+"""The label ledger: every label that was bought, on disk before it is used.
+
+One JSON object a line in `labels/ledger.jsonl`. A label is keyed by its instance id; a line that a crash cut off
+(no line break at its end) was never used and is dropped when the ledger is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from genal_ray.errors import UserError
+from genal_ray.files import sync_directory
+from genal_ray.types import Instance, LabeledInstance
+
+
+class Ledger:
+    """Append-only; the labels of a run in the order in which they were bought."""
+
+    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
+        self._path = path
+        self._names = tuple(label_names)
+        self._labels: dict[str, LabeledInstance] = {}
+
+    def open(self) -> Ledger:
+        """Read what was bought before. Raises UserError, with file and line, for a line that is not a label."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            self._path.touch()
+            sync_directory(self._path.parent)
+        data = self._path.read_bytes()
+        complete = data[: data.rfind(b"\n") + 1]
+        if len(complete) < len(data):
+            with self._path.open("r+b") as file:
+                file.truncate(len(complete))
+        for number, line in enumerate(complete.decode("utf-8").splitlines(), start=1):
+            item = self._parse(line, number)
+            self._labels.setdefault(item.instance.id, item)
+        return self
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __contains__(self, instance_id: str) -> bool:
+        return instance_id in self._labels
+
+    def of(self, instance_ids: Sequence[str]) -> list[LabeledInstance]:
+        return [self._labels[id] for id in instance_ids]
+
+    def until(self, round: int) -> list[LabeledInstance]:
+        """Labels bought in rounds up to `round`."""
+        return [item for item in self._labels.values() if item.round <= round]
+
+    def record(self, items: Sequence[LabeledInstance]) -> None:
+        """Write labels; durable when this returns."""
+        for item in items:
+            assert item.instance.id not in self._labels, f"{item.instance.id} is paid for twice"
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(self._encode(item), ensure_ascii=False) + "\n" for item in items)
+            file.flush()
+            os.fsync(file.fileno())
+        self._labels.update((item.instance.id, item) for item in items)
+
+    def _encode(self, item: LabeledInstance) -> dict[str, Any]:
+        instance = item.instance
+        return {
+            "id": instance.id,
+            "label": self._names[item.label],
+            "round": item.round,
+            "annotator": item.annotator,
+            "origin": instance.origin,
+            "born": instance.round,
+            "text": instance.text,
+            "text_pair": instance.text_pair,
+        }
+
+    def _parse(self, line: str, number: int) -> LabeledInstance:
+        try:
+            row = json.loads(line)
+            instance = Instance(
+                id=row["id"],
+                text=row["text"],
+                text_pair=row["text_pair"],
+                origin=row["origin"],
+                round=row["born"],
+            )
+            return LabeledInstance(
+                instance=instance,
+                label=self._names.index(row["label"]),
+                annotator=row["annotator"],
+                round=row["round"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self._path}, line {number}: not a label of this run ({error}); "
+                "restore the file from a copy: labels were paid for and are never guessed"
+            ) from error

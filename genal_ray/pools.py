@@ -1,0 +1,87 @@
+"""The real, synthetic and labeled sets: the only mutable state of a run.
+
+    real pool R ──┐
+                  ├─► unlabeled U ─── label() ──► labeled L
+    synthetic ────┘   (synthetic instances leave U when they expire)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from genal_ray.corpus import Corpus
+from genal_ray.text import normalized
+from genal_ray.types import Instance, LabeledInstance
+
+
+class Pools:
+    """Instances by id, in the order in which they came."""
+
+    def __init__(self, real: Sequence[Instance]) -> None:
+        self.real: tuple[Instance, ...] = tuple(real)
+        """The whole real pool, labeled or not: in-context examples come from here."""
+        self._real_texts = {normalized(i.student_input) for i in self.real}
+        self._unlabeled: dict[str, Instance] = {i.id: i for i in self.real}
+        self._labeled: dict[str, LabeledInstance] = {}
+
+    @classmethod
+    def restored(
+        cls, corpus: Corpus, labels: Iterable[LabeledInstance], synthetic: Iterable[Instance]
+    ) -> Pools:
+        """Pools as they were after the labels were bought; `synthetic` are the unexpired ones, labeled or not."""
+        pools = cls(corpus.pool)
+        labels = list(labels)
+        bought = {item.instance.id for item in labels}
+        pools.add(i for i in synthetic if i.id not in bought)
+        pools.label(labels)
+        return pools
+
+    @property
+    def unlabeled(self) -> list[Instance]:
+        return list(self._unlabeled.values())
+
+    @property
+    def labeled(self) -> list[LabeledInstance]:
+        return list(self._labeled.values())
+
+    @property
+    def num_labels(self) -> int:
+        return len(self._labeled)
+
+    @property
+    def num_synthetic_labels(self) -> int:
+        return sum(item.instance.origin == "synthetic" for item in self._labeled.values())
+
+    def find(self, ids: Iterable[str]) -> list[Instance]:
+        """Unlabeled instances by id; KeyError for an id that is not in U."""
+        return [self._unlabeled[id] for id in ids]
+
+    def add(self, instances: Iterable[Instance]) -> None:
+        """New synthetic instances join U."""
+        for instance in instances:
+            assert instance.id not in self._labeled, f"{instance.id} is already labeled"
+            self._unlabeled[instance.id] = instance
+
+    def label(self, items: Iterable[LabeledInstance]) -> None:
+        """Labels were paid for: the instances leave U and join L."""
+        for item in items:
+            assert item.instance.id not in self._labeled, f"{item.instance.id} is labeled twice"
+            self._unlabeled.pop(item.instance.id, None)
+            self._labeled[item.instance.id] = item
+
+    def expire(self, *, born_before: int) -> None:
+        """Synthetic instances of rounds before `born_before` leave U."""
+        self._unlabeled = {
+            id: i for id, i in self._unlabeled.items() if i.origin == "real" or i.round >= born_before
+        }
+
+    def is_copy(self, text: str) -> bool:
+        """Whether a normalised text is one of the real pool's."""
+        return text in self._real_texts
+
+    def synthetic_texts(self) -> set[str]:
+        """Normalised texts of all synthetic instances, labeled or waiting."""
+        labeled = (item.instance for item in self._labeled.values())
+        return {
+            normalized(i.student_input) for i in (*labeled, *self._unlabeled.values()) if i.origin == "synthetic"
+        }

@@ -1,0 +1,52 @@
+"""From acquisition scores to PPO rewards.
+
+The score KL / distance is heavy-tailed and drifts as the student changes, so it is clipped at a quantile of the
+batch and standardised within it. Completions that never reached the pool get a floor below the batch's mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from genal_ray.config import RewardConfig
+from genal_ray.types import Candidate, Rollout, Scores
+
+
+def build_rollouts(
+    candidates: Sequence[Candidate], scores: Scores, config: RewardConfig
+) -> tuple[list[Rollout], dict[str, float]]:
+    """A rollout per completion of the round (SIGnAL, Algorithm 1, lines 11-12), and `rl/reward_*` before shaping.
+
+    Every completion is rewarded, chosen for labeling or not, with its score under the student before retraining.
+    """
+    by_id: Mapping[str, float] = dict(zip(scores.ids, scores.values.tolist(), strict=True))
+    raw = np.array(
+        [np.nan if c.instance is None else by_id[c.instance.id] for c in candidates], dtype=np.float64
+    )
+    shaped = shape_rewards(raw, config)
+    kept = raw[~np.isnan(raw)]
+    metrics = {
+        "rl/reward_mean": float(kept.mean()) if len(kept) else 0.0,
+        "rl/reward_std": float(kept.std()) if len(kept) else 0.0,
+        "rl/shaped_reward_mean": float(shaped.mean()) if len(shaped) else 0.0,
+    }
+    rollouts = [
+        Rollout(completion=candidate.completion, reward=float(reward))
+        for candidate, reward in zip(candidates, shaped, strict=True)
+    ]
+    return rollouts, metrics
+
+
+def shape_rewards(raw: np.ndarray, config: RewardConfig) -> np.ndarray:
+    """float64 [n] -> float64 [n]; NaN marks completions without a score and becomes the floor."""
+    kept = ~np.isnan(raw)
+    shaped = np.full(len(raw), config.floor, dtype=np.float64)
+    if not kept.any():
+        return shaped
+    values = np.minimum(raw[kept], np.quantile(raw[kept], config.clip_quantile))
+    if config.standardize:
+        values = (values - values.mean()) / (values.std() + 1e-8)
+    shaped[kept] = np.maximum(values, config.floor) if config.standardize else values
+    return shaped

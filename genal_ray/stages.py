@@ -1,0 +1,191 @@
+"""The stages of a round on disk: a finished stage is read back, never run again.
+
+    rounds/0007/ generate.parquet generate.json   score.parquet score.json   select.json
+                 student.json student/            learn.json policy/         metrics.json COMMITTED
+
+The JSON file of a stage is written last and atomically: where it exists, the stage is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from genal_ray.files import write_atomically, write_json
+from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Scores, StudentFit
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult(Generic[T_co]):
+    """What a stage made, the metrics that go with it, and how long it took."""
+
+    value: T_co
+    metrics: Mapping[str, float]
+    seconds: float
+    replayed: bool
+    """Whether it was read back from an earlier, interrupted attempt at the round."""
+
+
+class Codec(Protocol[T]):
+    """How the value of a stage is kept: a table beside the JSON file, and plain values inside it."""
+
+    def save(self, value: T, table: Path) -> dict[str, Any]: ...
+
+    def load(self, saved: dict[str, Any], table: Path) -> T: ...
+
+
+class Round:
+    """The folder of one round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def stage(
+        self, name: str, codec: Codec[T], work: Callable[[], Awaitable[tuple[T, Mapping[str, float]]]]
+    ) -> StageResult[T]:
+        """The result of a stage: read back when it is complete, else `work` is done and kept."""
+        done = self.folder / f"{name}.json"
+        table = self.folder / f"{name}.parquet"
+        if done.exists():
+            saved = json.loads(done.read_text(encoding="utf-8"))
+            return StageResult(
+                value=codec.load(saved["value"], table),
+                metrics=saved["metrics"],
+                seconds=saved["seconds"],
+                replayed=True,
+            )
+        started = time.perf_counter()
+        value, metrics = await work()
+        kept = codec.save(value, table)
+        seconds = time.perf_counter() - started
+        write_json(done, {"value": kept, "metrics": dict(metrics), "seconds": seconds})
+        return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
+
+    def is_complete(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
+    def load(self, name: str, codec: Codec[T]) -> T:
+        """The value of a stage that is complete."""
+        saved = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        return codec.load(saved["value"], self.folder / f"{name}.parquet")
+
+
+class CandidateCodec:
+    """Completions, their fate and the instances made of them, as a Parquet table."""
+
+    def save(self, value: list[Candidate], table: Path) -> dict[str, Any]:
+        rows = [
+            {
+                **dataclasses.asdict(candidate.completion),
+                "fate": str(candidate.fate),
+                "instance": None if candidate.instance is None else dataclasses.asdict(candidate.instance),
+            }
+            for candidate in value
+        ]
+        _write_table(table, pa.Table.from_pylist(rows, schema=_CANDIDATES))
+        return {"num_rows": len(rows)}
+
+    def load(self, saved: dict[str, Any], table: Path) -> list[Candidate]:
+        return [_candidate(row) for row in pq.read_table(table).to_pylist()]
+
+
+class ScoresCodec:
+    """Ids and scores, as a Parquet table."""
+
+    def save(self, value: Scores, table: Path) -> dict[str, Any]:
+        _write_table(table, pa.table({"id": list(value.ids), "score": pa.array(value.values, pa.float32())}))
+        return {"student_version": value.student_version}
+
+    def load(self, saved: dict[str, Any], table: Path) -> Scores:
+        rows = pq.read_table(table)
+        return Scores(
+            ids=tuple(rows["id"].to_pylist()),
+            values=rows["score"].to_numpy().astype(np.float32),
+            student_version=saved["student_version"],
+        )
+
+
+class ChosenCodec:
+    """Ids of the instances that were chosen for labeling, best first."""
+
+    def save(self, value: list[str], table: Path) -> dict[str, Any]:
+        return {"ids": value}
+
+    def load(self, saved: dict[str, Any], table: Path) -> list[str]:
+        ids: list[str] = saved["ids"]
+        return ids
+
+
+class RecordCodec(Generic[T]):
+    """A StudentFit or PolicyUpdate; its weights are already in the round's folder, named relative to it."""
+
+    def __init__(self, cls: type[T], folder: Path) -> None:
+        self._cls = cls
+        self._folder = folder
+
+    def save(self, value: T, table: Path) -> dict[str, Any]:
+        record = dataclasses.asdict(value)  # type: ignore[call-overload]
+        return {**record, "path": Path(record["path"]).relative_to(self._folder).as_posix()}
+
+    def load(self, saved: dict[str, Any], table: Path) -> T:
+        return self._cls(**{**saved, "path": str(self._folder / saved["path"])})
+
+
+def student_codec(folder: Path) -> RecordCodec[StudentFit]:
+    return RecordCodec(StudentFit, folder)
+
+
+def policy_codec(folder: Path) -> RecordCodec[PolicyUpdate]:
+    return RecordCodec(PolicyUpdate, folder)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    write_atomically(path, lambda temporary: pq.write_table(table, temporary))
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    fate, instance = Fate(row.pop("fate")), row.pop("instance")
+    sequences = {key: tuple(row[key]) for key in ("prompt_token_ids", "token_ids", "logprobs")}
+    return Candidate(
+        completion=Completion(**{**row, **sequences}),
+        fate=fate,
+        instance=None if instance is None else Instance(**instance),
+    )
+
+
+_CANDIDATES = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("text", pa.string()),
+        ("prompt_token_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+        ("policy_version", pa.int32()),
+        ("fate", pa.string()),
+        (
+            "instance",
+            pa.struct(
+                [
+                    ("id", pa.string()),
+                    ("text", pa.string()),
+                    ("text_pair", pa.string()),
+                    ("origin", pa.string()),
+                    ("round", pa.int32()),
+                ]
+            ),
+        ),
+    ]
+)

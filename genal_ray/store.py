@@ -1,0 +1,132 @@
+"""The run directory: the only place where a run lives on.
+
+    config.yaml   labels/ledger.jsonl   rounds/0000/ 0001/ ...   metrics.jsonl   tensorboard/   driver.json
+
+A round is committed by one atomic rename, of its file COMMITTED. metrics.jsonl is written anew from the committed
+rounds when the directory is opened, so it never tells of a round that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genal_ray.config import RunConfig, parse_config
+from genal_ray.errors import UserError
+from genal_ray.files import append_line, write_json, write_text
+from genal_ray.stages import Round
+from genal_ray.types import RoundReport
+
+SCHEMA_VERSION = 1
+
+
+class RunDirectory:
+    """Reads and writes one run directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def ledger_file(self) -> Path:
+        return self.path / "labels" / "ledger.jsonl"
+
+    @property
+    def driver_file(self) -> Path:
+        """Where the live driver can be reached; there only while one runs."""
+        return self.path / "driver.json"
+
+    def check_new(self) -> None:
+        """Raise UserError when the directory holds something already, a run or other files."""
+        if self.config_file.exists():
+            raise UserError(
+                f"{self.path} holds a run already: continue it with `genal-ray resume {self.path}`, "
+                "or give another --output-dir"
+            )
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path} is not an empty directory: give another --output-dir")
+
+    def create(self, config: RunConfig) -> None:
+        """Begin a run here."""
+        self.check_new()
+        self.path.mkdir(parents=True, exist_ok=True)
+        header = f"# schema {SCHEMA_VERSION}, fingerprint {config.fingerprint()}\n"
+        write_text(self.config_file, header + config.to_yaml())
+
+    def load_config(self) -> RunConfig:
+        """The configuration of the run. Raises UserError when there is none or it was edited by hand."""
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
+        text = self.config_file.read_text(encoding="utf-8")
+        config = parse_config(yaml.safe_load(text), str(self.config_file))
+        if f"fingerprint {config.fingerprint()}" not in text.partition("\n")[0]:
+            raise UserError(
+                f"{self.config_file} was changed after the run began: its rounds no longer belong to it. "
+                "Undo the change, or begin a new run with `genal-ray run`"
+            )
+        return config
+
+    def round(self, number: int) -> Round:
+        folder = self.path / "rounds" / f"{number:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return Round(folder)
+
+    def committed_rounds(self) -> list[int]:
+        """Numbers of the committed rounds, which are 0..n-1."""
+        done = sorted(int(p.parent.name) for p in (self.path / "rounds").glob("[0-9]*/COMMITTED"))
+        if done != list(range(len(done))):
+            raise UserError(f"{self.path}/rounds: committed rounds are {done}, expected 0 to {len(done) - 1}")
+        return done
+
+    def reports(self) -> list[RoundReport]:
+        return [
+            RoundReport(round=number, metrics=self._read(number)) for number in self.committed_rounds()
+        ]
+
+    def commit(self, report: RoundReport) -> None:
+        """Make a round part of the run for good."""
+        folder = self.round(report.round).folder
+        row = _row(report)
+        write_json(folder / "metrics.json", row)
+        write_json(folder / "COMMITTED", {"round": report.round})
+        append_line(self.metrics_file, json.dumps(row))
+
+    def rewrite_metrics(self) -> None:
+        """metrics.jsonl from the committed rounds: a line lost or half-written in a crash is mended."""
+        lines = [json.dumps(_row(report)) + "\n" for report in self.reports()]
+        write_text(self.metrics_file, "".join(lines))
+
+    def prune(self, *, keep_last: int) -> None:
+        """Delete student and policy weights of all but the last committed rounds."""
+        for number in self.committed_rounds()[:-keep_last]:
+            for name in ("student", "policy"):
+                shutil.rmtree(self.path / "rounds" / f"{number:04d}" / name, ignore_errors=True)
+
+    def write_record(self, name: str, value: dict[str, Any]) -> None:
+        """A small JSON file at the top of the run directory."""
+        write_json(self.path / name, value)
+
+    def _read(self, number: int) -> dict[str, float]:
+        metrics: dict[str, float] = json.loads(
+            (self.path / "rounds" / f"{number:04d}" / "metrics.json").read_text(encoding="utf-8")
+        )
+        metrics.pop("round")
+        return metrics
+
+
+def _row(report: RoundReport) -> dict[str, float | None]:
+    """A line of metrics.jsonl; JSON knows no NaN or infinity, they become null."""
+    finite = {key: value if math.isfinite(value) else None for key, value in sorted(report.metrics.items())}
+    return {"round": report.round, **finite}
