@@ -1,0 +1,162 @@
+"""The trained student at work: probabilities and encodings of many texts, fast.
+
+    texts -> token ids -> batches of similar length -> one forward pass -> softmax of the logits
+                                                                      \-> encoding of the hidden states
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from genal_ray.acquisition import Features
+from genal_ray.batching import TokenizedTexts, length_sorted_batches, tokenize
+from genal_ray.errors import UserError
+from genal_ray.precision import Precision, resolve_dtype
+from genal_ray.types import FloatArray, Text
+
+Encoding = Literal["cls", "mean", "pooler"]
+
+
+class StudentModel:
+    """A Hugging Face sequence classifier that gives label probabilities and encodings in one forward pass."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        encoding: Encoding = "cls",
+        normalize: bool = False,
+        max_length: int = 128,
+        max_batch_tokens: int = 4096,
+    ) -> None:
+        """`model` stands on its device, in its type, and keeps both."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.encoding = encoding
+        self.normalize = normalize
+        self.max_length = max_length
+        self.max_batch_tokens = max_batch_tokens
+
+    @classmethod
+    def load(
+        cls,
+        path: str,
+        *,
+        dtype: Precision = "auto",
+        device: str | None = None,
+        encoding: Encoding = "cls",
+        normalize: bool = False,
+        max_length: int = 128,
+        max_batch_tokens: int = 4096,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """The student of a Hugging Face folder, or of a hub name.
+
+        `device` defaults to the GPU if there is one; `dtype` "auto" is bfloat16 where the device multiplies it
+        natively. `max_length` is in tokens per text, `max_batch_tokens` in tokens per forward pass, padding included.
+
+        Raises UserError when `path` is not a classifier, or when it has no pooler and `encoding` asks for it.
+        """
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                path, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot load a student from {path!r}: expected a sequence classifier: {error}") from error
+        return cls(
+            model.to(place).eval(),
+            tokenizer,
+            encoding=encoding,
+            normalize=normalize,
+            max_length=max_length,
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the probabilities' columns."""
+        names: dict[int, str] = self.model.config.id2label
+        return tuple(names[i] for i in range(len(names)))
+
+    def predict(self, texts: Sequence[Text]) -> Features:
+        """Probabilities float32 [n, num_labels] and encodings float32 [n, dim], in the order of `texts`."""
+        return self.predict_tokenized(tokenize(self.tokenizer, texts, self.max_length))
+
+    @torch.inference_mode()
+    def predict_tokenized(self, texts: TokenizedTexts) -> Features:
+        """As `predict`, for texts that are already token ids."""
+        config = self.model.config
+        if not len(texts):
+            shape = (0, config.num_labels), (0, config.hidden_size)
+            return Features(probs=np.zeros(shape[0], np.float32), encodings=np.zeros(shape[1], np.float32))
+        batches = list(length_sorted_batches(texts.lengths, self.max_batch_tokens))
+        with _HiddenStates(self.model) as hidden:
+            outputs = [self._forward(texts.batch(rows, self.model.device), hidden) for rows in batches]
+        order = np.argsort(np.concatenate(batches), kind="stable")
+        probs, encodings = zip(*outputs, strict=True)
+        return Features(probs=_gather(probs, order), encodings=_gather(encodings, order))
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], hidden: _HiddenStates
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(**inputs).logits
+        return logits.float().softmax(-1), self._encode(hidden.output, inputs.get("attention_mask"))
+
+    def _encode(self, output: Any, mask: torch.Tensor | None) -> torch.Tensor:
+        if self.encoding == "pooler":
+            encoded = output.get("pooler_output")
+            if encoded is None:
+                raise UserError(
+                    f"encoding 'pooler': a {self.model.config.model_type} classifier has no pooler; use 'cls' or 'mean'"
+                )
+            encoded = encoded.float()
+        elif self.encoding == "cls":
+            encoded = output.last_hidden_state[:, 0].float()
+        else:
+            encoded = _masked_mean(output.last_hidden_state.float(), mask)
+        return torch.nn.functional.normalize(encoded, dim=-1) if self.normalize else encoded
+
+
+class _HiddenStates:
+    """What the encoder under a classification head returned last; every architecture calls its own encoder so."""
+
+    output: Any
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._encoder = model.base_model
+
+    def __enter__(self) -> Self:
+        self._handle = self._encoder.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
+        self.output = output
+
+
+def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the tokens that are not padding: [n, length, dim] -> [n, dim]."""
+    if mask is None:
+        return states.mean(1)
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def _gather(pieces: Sequence[torch.Tensor], order: np.ndarray) -> FloatArray:
+    rows: FloatArray = torch.cat(list(pieces)).cpu().numpy()[order]
+    return rows
