@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -40,6 +41,11 @@ class Neighbours:
 
 class Acquisition(Plugin):
     """Base of the acquisition functions."""
+
+    needs_student: ClassVar[bool] = True
+    """False: `score` reads neither features nor neighbours, and no student is loaded."""
+    needs_neighbours: ClassVar[bool] = True
+    """False: `score` does not read `labeled`, and the labeled set is not encoded."""
 
     @abstractmethod
     def score(self, candidates: Features, labeled: Neighbours, seeds: np.ndarray) -> FloatArray:

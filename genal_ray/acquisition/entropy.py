@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from genal_ray.acquisition import Acquisition, Features, Neighbours
@@ -10,6 +12,8 @@ from genal_ray.types import FloatArray
 
 class Entropy(Acquisition):
     """H(p(y|x)) in nats."""
+
+    needs_neighbours: ClassVar[bool] = False
 
     name: str = "entropy"
 

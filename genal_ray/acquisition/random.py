@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from genal_ray.acquisition import Acquisition, Features, Neighbours
@@ -9,9 +11,12 @@ from genal_ray.types import FloatArray
 
 
 class Random(Acquisition):
-    """A uniform score for each instance, from the instance's own seed."""
+    """A uniform score in [0, 1) for each instance, from the low bits of the instance's own seed."""
+
+    needs_student: ClassVar[bool] = False
+    needs_neighbours: ClassVar[bool] = False
 
     name: str = "random"
 
     def score(self, candidates: Features, labeled: Neighbours, seeds: np.ndarray) -> FloatArray:
-        return (seeds >> np.uint64(40)).astype(np.float32) / np.float32(2**24)
+        return (seeds & np.uint64(2**24 - 1)).astype(np.float32) / np.float32(2**24)

@@ -1,0 +1,98 @@
+"""Exact k nearest labeled neighbours: FAISS proposes, float64 distances decide.
+
+    encodings -> FAISS (float32, a few more than k) -> exact distances -> k nearest, ties to the earlier row
+                                                             |
+                                 rows that float32 cannot tell apart: all labeled rows, exactly
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from genal_ray.acquisition import Features, Neighbours
+from genal_ray.types import FloatArray
+
+SPARE = 8
+"""Neighbours asked of FAISS beyond k, so that its rounding rarely decides who is among the k."""
+
+CHUNK_BYTES = 8 * 2**20
+"""Size of the differences that are in memory at once."""
+
+GPU_SCRATCH_BYTES = 64 * 2**20
+
+Float64Array = npt.NDArray[np.float64]
+Rows = npt.NDArray[np.int64]
+
+
+class LabeledIndex(Neighbours):
+    """A flat FAISS index over the encodings of the labeled set.
+
+    The result does not depend on how queries are batched, on the device, or on the order in which FAISS meets ties:
+    ||a||^2 + ||b||^2 - 2ab in float32 loses near points, so distances are recomputed from differences, and a row whose
+    k nearest float32 could have missed is searched exhaustively.
+    """
+
+    def __init__(self, features: Features, *, gpu: bool = False) -> None:
+        """Index `features` (at least one row); on the process's first GPU if `gpu` and the FAISS package has it."""
+        assert len(features) > 0, "an index needs labeled instances"
+        self.features = features
+        self._encodings = features.encodings.astype(np.float64)
+        # Distances do not change when all points move; centred points lose fewer digits.
+        self._centre = self._encodings.mean(axis=0)
+        centred = (self._encodings - self._centre).astype(np.float32)
+        self._largest_norm = float(np.square(centred, dtype=np.float64).sum(axis=1).max())
+        self._index = faiss.IndexFlatL2(centred.shape[1])
+        if gpu and faiss.get_num_gpus() > 0:
+            self._resources = faiss.StandardGpuResources()  # must outlive the index
+            self._resources.setTempMemory(GPU_SCRATCH_BYTES)
+            self._index = faiss.index_cpu_to_gpu(self._resources, 0, self._index)
+        self._index.add(centred)
+
+    def search(self, encodings: FloatArray, k: int) -> tuple[FloatArray, Rows]:
+        """Euclidean distances float32 [n, k] and row numbers int64 [n, k] of the k nearest, nearest first.
+
+        Equal distances go to the lower row number. k is between 1 and the number of labeled instances.
+        """
+        num_labeled, dim = self._encodings.shape
+        assert 1 <= k <= num_labeled, f"k={k} of {num_labeled} labeled"
+        distances = np.empty((len(encodings), k), dtype=np.float32)
+        rows = np.empty((len(encodings), k), dtype=np.int64)
+        step = max(1, CHUNK_BYTES // (8 * dim * min(k + SPARE, num_labeled)))
+        for start in range(0, len(encodings), step):
+            chunk = slice(start, start + step)
+            distances[chunk], rows[chunk] = self._search(encodings[chunk].astype(np.float64), k)
+        return distances, rows
+
+    def _search(self, points: Float64Array, k: int) -> tuple[Float64Array, Rows]:
+        num_labeled = len(self._encodings)
+        centred = (points - self._centre).astype(np.float32)
+        proposed, near = self._index.search(centred, min(k + SPARE, num_labeled))
+        squared, rows = _nearest(self._squared_distances(points, near), near, k)
+        if near.shape[1] < num_labeled:
+            # Every row that FAISS left out is at least this far, whatever its rounding did. NaN counts as unsure.
+            bound = proposed[:, -1] - self._rounding(centred)
+            unsure = np.flatnonzero(~(bound > squared[:, -1]))
+            everyone = np.arange(num_labeled, dtype=np.int64)[None]
+            for i in unsure:
+                one = points[i : i + 1]
+                squared[i], rows[i] = _nearest(self._squared_distances(one, everyone), everyone, k)
+        return np.sqrt(squared), rows
+
+    def _squared_distances(self, points: Float64Array, rows: Rows) -> Float64Array:
+        """[n, m] from points [n, dim] and row numbers [n, m]."""
+        differences = self._encodings[rows]
+        differences -= points[:, None]
+        return np.einsum("nmd,nmd->nm", differences, differences)
+
+    def _rounding(self, centred: FloatArray) -> Float64Array:
+        """[n]: bound on the error of FAISS's float32 squared distances (Higham 2002, section 3.1, dot products)."""
+        norms = np.square(centred, dtype=np.float64).sum(axis=1)
+        unit = float(np.finfo(np.float32).eps) / 2
+        return 2 * (centred.shape[1] + 8) * unit * (norms + self._largest_norm)
+
+
+def _nearest(squared: Float64Array, rows: Rows, k: int) -> tuple[Float64Array, Rows]:
+    order = np.lexsort((rows, squared), axis=-1)[:, :k]
+    return np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
