@@ -36,7 +36,7 @@ class Ledger:
         if len(complete) < len(data):
             with self._path.open("r+b") as file:
                 file.truncate(len(complete))
-        for number, line in enumerate(complete.decode("utf-8").splitlines(), start=1):
+        for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], start=1):
             item = self._parse(line, number)
             self._labels.setdefault(item.instance.id, item)
         return self

@@ -202,7 +202,7 @@ async def _annotate(
 
 async def _fit_student(run: Run, folder: Round, number: int) -> StageResult[StudentFit]:
     async def work(progress: Progress) -> tuple[StudentFit, Mapping[str, float]]:
-        fit = await run.parts.student.fit(run.pools.labeled, number, folder.folder / "student", progress)
+        fit = await run.parts.student.fit(run.pools.labeled, number, folder.fresh("student"), progress)
         return fit, fit.metrics
 
     return await run.stage(folder, "student", student_codec(run.store.path), work)
@@ -216,7 +216,7 @@ async def _learn(
         return None
 
     async def work(progress: Progress) -> tuple[PolicyUpdate, Mapping[str, float]]:
-        update = await learner.update(rollouts, number, folder.folder / "policy")
+        update = await learner.update(rollouts, number, folder.fresh("policy"))
         return update, update.metrics
 
     learned = await run.stage(folder, "learn", policy_codec(run.store.path), work)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -72,6 +73,12 @@ class Round:
         seconds = time.perf_counter() - started
         write_json(done, {"value": kept, "metrics": dict(metrics), "seconds": seconds})
         return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
+
+    def fresh(self, name: str) -> Path:
+        """An output folder without what a cut-off attempt may have left in it."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        return folder
 
     def is_complete(self, name: str) -> bool:
         return (self.folder / f"{name}.json").exists()

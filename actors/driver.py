@@ -1,0 +1,143 @@
+"""The driver: a Ray actor that owns the pools and the run directory and runs the loop.
+
+    launch ──► Driver.run() ──► loop.run(): GeneratorService, ScorerPool, RayStudent, LearnerGroup
+           ◄── Driver.status(), Driver.stop()
+"""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import yaml
+
+from actors.generator import GeneratorService
+from actors.learner import LearnerGroup
+from actors.scorer import ScorerPool
+from actors.student import RayStudent
+from genal_ray import loop
+from genal_ray.annotation import Annotation, Origin
+from genal_ray.annotators import Labeler
+from genal_ray.budget import resolve_budget
+from genal_ray.config import RunConfig, parse_config
+from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.ledger import Ledger
+from genal_ray.resume import restore_pools
+from genal_ray.stages import policy_codec
+from genal_ray.status import RunStatus, State
+from genal_ray.store import RunDirectory
+from genal_ray.tasks import build_task
+from genal_ray.tensorboard import TensorBoard
+from genal_ray.types import PolicyUpdate
+from genal_ray.watch import Watch
+
+
+class Driver:
+    """One run. `run` is called once; `status` and `stop` answer while it works."""
+
+    def __init__(self, config_yaml: str, directory: str) -> None:
+        self._config = parse_config(yaml.safe_load(config_yaml), "config.yaml")
+        self._store = RunDirectory(Path(directory))
+        self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
+        self._work: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Run to the end of the budget, or until stopped. Raises what made it fail."""
+        self._work = asyncio.ensure_future(self._run())
+        try:
+            await self._work
+        except (loop.Stopped, asyncio.CancelledError):
+            self._watch.ended(State.STOPPED)
+        except Exception as error:
+            (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            self._watch.ended(State.FAILED, str(error))
+            raise
+        else:
+            self._watch.ended(State.DONE)
+
+    async def status(self) -> RunStatus:
+        return self._watch.status()
+
+    async def stop(self, now: bool = False) -> None:
+        """Stop after the stages in progress, or at once; the run can be resumed either way."""
+        self._watch.ask_to_stop()
+        if now and self._work is not None:
+            self._work.cancel()
+
+    async def _run(self) -> None:
+        self._store.rewrite_metrics()
+        corpus = await asyncio.to_thread(load_corpus, self._config)
+        budget = resolve_budget(self._config, len(corpus.pool))
+        ledger = Ledger(self._store.ledger_file, corpus.label_names).open()
+        async with self._parts(corpus, ledger) as parts:
+            self._watch.began(budget, self._store.reports())
+            await loop.run(
+                loop.Run(
+                    config=self._config,
+                    corpus=corpus,
+                    budget=budget,
+                    pools=restore_pools(self._config, self._store, corpus, ledger),
+                    store=self._store,
+                    parts=parts,
+                    observer=self._watch,
+                )
+            )
+
+    @asynccontextmanager
+    async def _parts(self, corpus: Corpus, ledger: Ledger) -> AsyncIterator[loop.Parts]:
+        """All parts, started side by side, holding the state of the last committed round; stopped at the end."""
+        config = self._config
+        scorer = ScorerPool(config)
+        student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train")
+        generator = None if config.generator is None else GeneratorService(config, app_name=self._app_name())
+        learner = LearnerGroup(config, generator) if generator is not None and config.learns else None
+        services = [part for part in (scorer, student, generator, learner) if part is not None]
+        async with AsyncExitStack() as stack:
+            for service in services:
+                stack.push_async_callback(service.stop)
+            annotation, *_ = await asyncio.gather(
+                asyncio.to_thread(self._annotation, corpus, ledger), *(service.start() for service in services)
+            )
+            if generator is not None and learner is not None:
+                await restore_policy(self._store, generator, learner)
+            yield loop.Parts(
+                task=build_task(config.task),
+                annotation=annotation,
+                scorer=scorer,
+                student=student,
+                generator=generator,
+                learner=learner,
+            )
+
+    def _annotation(self, corpus: Corpus, ledger: Ledger) -> Annotation:
+        annotators = {"real": self._config.annotators.real, "synthetic": self._config.annotators.synthetic}
+        labelers: dict[Origin, tuple[str, Labeler]] = {}
+        for origin in ("real", "synthetic"):
+            annotator = annotators[origin]
+            if annotator is not None:
+                labelers[origin] = (annotator.name, annotator.load(corpus))
+        self._store.write_record(
+            "annotators.json",
+            {o: {"name": name, "accuracy": labeler.accuracy} for o, (name, labeler) in labelers.items()},
+        )
+        return Annotation(labelers, ledger)
+
+    def _app_name(self) -> str:
+        return f"genal-ray-{self._config.name}-{self._config.fingerprint()}"
+
+
+async def restore_policy(store: RunDirectory, generator: GeneratorService, learner: LearnerGroup) -> None:
+    """The generator serves the last committed policy; the learner goes on from the last one that was learned,
+    which may be that of the round in progress."""
+    committed = store.committed_rounds()
+    learned = [n for n in range(1, len(committed) + 1) if store.round(n).is_complete("learn")]
+    if not learned:
+        return
+    await learner.restore(store.round(learned[-1]).folder / "policy")
+    served = [n for n in learned if n < len(committed)]
+    if served:
+        policy: PolicyUpdate = store.round(served[-1]).load("learn", policy_codec(store.path))
+        await generator.load_policy(policy)

@@ -1,0 +1,219 @@
+"""Stand-ins at the interfaces of the loop: deterministic, instant, and able to fail on demand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genal_ray.annotation import Annotation
+from genal_ray.budget import resolve_budget
+from genal_ray.config import RunConfig, parse_config
+from genal_ray.corpus import Corpus
+from genal_ray.interfaces import Progress
+from genal_ray.ledger import Ledger
+from genal_ray.loop import Observer, Parts, Run
+from genal_ray.resume import restore_pools
+from genal_ray.seeds import derive_seed
+from genal_ray.store import RunDirectory
+from genal_ray.tasks import Task
+from genal_ray.types import (
+    Completion,
+    Instance,
+    LabeledInstance,
+    PolicyUpdate,
+    Prompt,
+    Rollout,
+    RoundReport,
+    Scores,
+    StudentFit,
+)
+
+
+class Crash(Exception):
+    """Raised by a fake part that was told to fail."""
+
+
+class Calls(Counter[str]):
+    """Counts calls per part and fails the one that `crash_at` names, such as 'score:2' (the second)."""
+
+    crash_at: str | None = None
+
+    def record(self, part: str) -> None:
+        self[part] += 1
+        if self.crash_at == f"{part}:{self[part]}":
+            raise Crash(self.crash_at)
+
+
+class PlainTask(Task):
+    name: str = "plain"
+    domain: str = "remarks"
+
+    def prompt(self, examples: Sequence[Instance]) -> str:
+        return "\n".join(example.text for example in examples)
+
+    def parse(self, text: str) -> tuple[str, str | None] | None:
+        return None if text.startswith("?") else (text, None)
+
+
+class FakeGenerator:
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+        self.version = 0
+
+    async def generate(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[Completion]:
+        self.calls.record("generate")
+        return [self._complete(prompt) for prompt in prompts]
+
+    def _complete(self, prompt: Prompt) -> Completion:
+        text = f"written {prompt.seed}" if prompt.seed % 10 else "? unparseable"
+        return Completion(
+            prompt_id=prompt.id,
+            text=text,
+            prompt_token_ids=(1, 2),
+            token_ids=(3, 4, 0),
+            logprobs=(-0.5, -0.25, -0.125),
+            finish_reason="stop",
+            policy_version=self.version,
+        )
+
+
+class FakeScorer:
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    async def score(
+        self,
+        candidates: Sequence[Instance],
+        labeled: Sequence[LabeledInstance],
+        student: StudentFit,
+        progress: Progress | None = None,
+    ) -> Scores:
+        self.calls.record("score")
+        values = [derive_seed(student.version, len(labeled), i.text) / 2**63 for i in candidates]
+        return Scores(
+            ids=tuple(i.id for i in candidates),
+            values=np.array(values, dtype=np.float32),
+            student_version=student.version,
+            metrics={"score/num_candidates": len(values)},
+        )
+
+
+class FakeStudent:
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+
+    async def fit(
+        self,
+        labeled: Sequence[LabeledInstance],
+        version: int,
+        output_dir: Path,
+        progress: Progress | None = None,
+    ) -> StudentFit:
+        self.calls.record("student")
+        output_dir.mkdir(parents=True)
+        (output_dir / "weights").write_text(str(len(labeled)))
+        return StudentFit(version=version, path=str(output_dir), metrics={"al/accuracy": len(labeled) / 1000})
+
+
+class FakeLearner:
+    def __init__(self, calls: Calls, generator: FakeGenerator) -> None:
+        self.calls = calls
+        self.generator = generator
+        self.rewards: list[list[float]] = []
+
+    async def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> PolicyUpdate:
+        self.calls.record("learn")
+        self.rewards.append([rollout.reward for rollout in rollouts])
+        output_dir.mkdir(parents=True)
+        return PolicyUpdate(version=version, path=str(output_dir), metrics={"rl/kl": 0.1 * version})
+
+    async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
+        self.calls.record("hand_over")
+        self.generator.version = policy.version
+        return {}
+
+    async def restore(self, path: Path) -> None: ...
+
+
+class CountingLabeler:
+    """Labels by the length of the text, and counts how often each instance was paid for."""
+
+    accuracy: float | None = None
+
+    def __init__(self, calls: Calls, paid: Counter[str]) -> None:
+        self.calls = calls
+        self.paid = paid
+
+    def annotate(self, instances: Sequence[Instance]) -> list[int]:
+        self.calls.record("annotate")
+        self.paid.update(instance.id for instance in instances)
+        return [len(instance.text) % 2 for instance in instances]
+
+
+class RecordingObserver(Observer):
+    def __init__(self) -> None:
+        self.reports: list[RoundReport] = []
+        self.stages: list[tuple[int, str]] = []
+
+    def started(self, round: int, stage: str) -> None:
+        self.stages.append((round, stage))
+
+    def committed(self, report: RoundReport) -> None:
+        self.reports.append(report)
+
+
+def make_config(**changes: Any) -> RunConfig:
+    values: dict[str, Any] = {
+        "task": {"domain": "remarks"},
+        "data": {"source": "unused", "initial_labeled": 4},
+        "budget": {"per_round": 5, "total": 30},
+        "annotators": {"synthetic": "hidden"},
+        "generator": {"model": "unused"},
+        "student": {"model": "minilm"},
+    }
+    return parse_config({**values, **changes}, "test")
+
+
+def make_corpus(size: int = 20) -> Corpus:
+    pool = tuple(Instance(id=f"r-{i:06d}", text=f"remark number {i} of {size}") for i in range(size))
+    return Corpus(
+        label_names=("no", "yes"),
+        pool=pool,
+        hidden_labels={instance.id: n % 2 for n, instance in enumerate(pool)},
+        initial_ids=tuple(instance.id for instance in pool[:4]),
+        evaluation=tuple(
+            LabeledInstance(instance=Instance(id=f"e-{n}", text=f"held out {n}"), label=n % 2, annotator="data", round=0)
+            for n in range(4)
+        ),
+    )
+
+
+def make_run(folder: Path, config: RunConfig, calls: Calls, paid: Counter[str]) -> Run:
+    """A run over fake parts in `folder`, begun or continued."""
+    corpus, store = make_corpus(), RunDirectory(folder)
+    if not store.config_file.exists():
+        store.create(config)
+    store.rewrite_metrics()
+    ledger = Ledger(store.ledger_file, corpus.label_names).open()
+    labeler = CountingLabeler(calls, paid)
+    generator = FakeGenerator(calls)
+    return Run(
+        config=config,
+        corpus=corpus,
+        budget=resolve_budget(config, len(corpus.pool)),
+        pools=restore_pools(config, store, corpus, ledger),
+        store=store,
+        parts=Parts(
+            task=PlainTask(),
+            annotation=Annotation({"real": ("hidden", labeler), "synthetic": ("hidden", labeler)}, ledger),
+            scorer=FakeScorer(calls),
+            student=FakeStudent(calls),
+            generator=None if config.generator is None else generator,
+            learner=FakeLearner(calls, generator) if config.learns else None,
+        ),
+        observer=RecordingObserver(),
+    )

@@ -1,0 +1,38 @@
+"""Rewards against their definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from genal_ray.config import RewardConfig
+from genal_ray.rewards import shape_rewards
+
+
+def test_standardised_within_the_batch_and_floored() -> None:
+    raw = np.array([1.0, 2.0, 3.0, np.nan, 4.0])
+    shaped = shape_rewards(raw, RewardConfig(clip_quantile=1.0, floor=-2.0))
+    kept = shaped[[0, 1, 2, 4]]
+    assert kept.mean() == pytest.approx(0, abs=1e-9)
+    assert kept.std() == pytest.approx(1, rel=1e-6)
+    assert shaped[3] == -2.0
+
+
+def test_an_outlier_does_not_flatten_the_rest() -> None:
+    raw = np.append(np.linspace(0, 1, 99), 1e6)
+    shaped = shape_rewards(raw, RewardConfig(clip_quantile=0.95))
+    assert shaped.max() < 3
+    assert np.ptp(shaped[:50]) > 1
+
+
+def test_no_usable_completion_and_equal_scores_are_harmless() -> None:
+    assert shape_rewards(np.full(3, np.nan), RewardConfig()).tolist() == [-2.0] * 3
+    assert np.allclose(shape_rewards(np.full(3, 0.7), RewardConfig()), 0, atol=1e-6)
+    assert shape_rewards(np.array([]), RewardConfig()).shape == (0,)
+
+
+def test_order_of_scores_is_kept() -> None:
+    raw = np.random.default_rng(0).gamma(0.3, size=50)
+    shaped = shape_rewards(raw, RewardConfig())
+    order = np.argsort(raw)
+    assert np.all(np.diff(shaped[order]) >= 0)

@@ -1,0 +1,79 @@
+"""The run directory and the ledger: what survives, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fakes import make_config
+
+from genal_ray.errors import UserError
+from genal_ray.ledger import Ledger
+from genal_ray.store import RunDirectory
+from genal_ray.types import Instance, LabeledInstance, RoundReport
+
+NAMES = ("no", "yes")
+
+
+def item(number: int, text: str = "text", round: int = 0) -> LabeledInstance:
+    return LabeledInstance(
+        instance=Instance(id=f"r-{number}", text=text), label=number % 2, annotator="hidden", round=round
+    )
+
+
+def test_ledger_survives_reopening(tmp_path: Path) -> None:
+    items = [item(0, "zeile\nbreak \u2028 and \"quotes\" é"), item(1), item(2, round=3)]
+    Ledger(tmp_path / "ledger.jsonl", NAMES).open().record(items)
+    again = Ledger(tmp_path / "ledger.jsonl", NAMES).open()
+    assert again.of(["r-0", "r-1", "r-2"]) == items
+    assert again.until(0) == items[:2]
+
+
+def test_half_written_line_is_dropped_and_the_next_is_whole(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    Ledger(file, NAMES).open().record([item(0), item(1)])
+    file.write_bytes(file.read_bytes()[:-5])
+    ledger = Ledger(file, NAMES).open()
+    assert "r-1" not in ledger
+    ledger.record([item(1)])
+    assert len(Ledger(file, NAMES).open()) == 2
+
+
+def test_foreign_ledger_line_names_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.jsonl"
+    Ledger(file, NAMES).open().record([item(0)])
+    with file.open("a") as out:
+        out.write('{"id": "r-9", "label": "maybe"}\n')
+    with pytest.raises(UserError, match=r"ledger\.jsonl, line 2"):
+        Ledger(file, NAMES).open()
+
+
+def test_directory_of_another_run_is_refused(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path / "run")
+    store.create(make_config())
+    with pytest.raises(UserError, match="genal-ray resume"):
+        store.create(make_config())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not an empty directory"):
+        RunDirectory(tmp_path / "other").create(make_config())
+
+
+def test_configuration_round_trips_and_edits_are_noticed(tmp_path: Path) -> None:
+    config = make_config(seed=7)
+    store = RunDirectory(tmp_path / "run")
+    store.create(config)
+    assert store.load_config() == config
+    store.config_file.write_text(store.config_file.read_text().replace("seed: 7", "seed: 8"))
+    with pytest.raises(UserError, match="was changed after the run began"):
+        store.load_config()
+    with pytest.raises(UserError, match="not a run directory"):
+        RunDirectory(tmp_path).load_config()
+
+
+def test_non_finite_metrics_become_null(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path / "run")
+    store.create(make_config())
+    store.commit(RoundReport(round=0, metrics={"rl/kl": float("nan"), "al/accuracy": 0.5}))
+    assert json.loads(store.metrics_file.read_text()) == {"round": 0, "rl/kl": None, "al/accuracy": 0.5}
