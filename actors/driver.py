@@ -22,7 +22,7 @@ from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler
 from genal_ray.budget import resolve_budget
-from genal_ray.config import RunConfig, parse_config
+from genal_ray.config import parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
 from genal_ray.resume import restore_pools

@@ -186,8 +186,8 @@ def make_corpus(size: int = 20) -> Corpus:
         hidden_labels={instance.id: n % 2 for n, instance in enumerate(pool)},
         initial_ids=tuple(instance.id for instance in pool[:4]),
         evaluation=tuple(
-            LabeledInstance(instance=Instance(id=f"e-{n}", text=f"held out {n}"), label=n % 2, annotator="data", round=0)
-            for n in range(4)
+            LabeledInstance(instance=instance, label=n % 2, annotator="data", round=0)
+            for n, instance in enumerate(Instance(id=f"e-{n}", text=f"held out {n}") for n in range(4))
         ),
     )
 

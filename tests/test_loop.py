@@ -73,7 +73,7 @@ def test_every_completion_is_rewarded_and_unusable_ones_get_the_floor(tmp_path: 
 
 @pytest.mark.parametrize(
     "crash_at",
-    ["annotate:1", "student:1", "generate:2", "score:1", "score:3", "annotate:4", "student:3", "learn:2", "hand_over:2"],
+    [f"{part}:{n}" for part in ("annotate", "student", "score", "learn") for n in (1, 3)] + ["generate:2", "hand_over:2"],
 )
 def test_a_run_cut_off_anywhere_goes_on_to_the_same_end(tmp_path: Path, crash_at: str) -> None:
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
