@@ -1,0 +1,256 @@
+"""The generator as the driver uses it: deploys vLLM replicas with Ray Serve, spreads prompts, hands policies over.
+
+    prompts ─► requests of `prompts_per_request` ─► replicas ─► completions, in the order of the prompts
+                        └─ replica died: the request goes to another one, at most MAX_ATTEMPTS times
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import ray
+from ray import serve
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import LoggingConfig
+
+from actors.generator_engine import check_engine_args, model_location, replica_env
+from actors.generator_replica import BrokenReplicaError, GenerateRequest, GeneratorReplica
+from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
+from genal_ray.config import GeneratorConfig
+from genal_ray.errors import GenalRayError, RunError
+from genal_ray.interfaces import Progress
+from genal_ray.types import Completion, PolicyUpdate, Prompt
+
+DEPLOYMENT = "generator"
+MAX_ATTEMPTS = 3
+
+
+class GeneratorService:
+    """Satisfies genal_ray.interfaces.Generator. Lives in one asyncio process, the driver's."""
+
+    def __init__(self, config: GeneratorConfig, app_name: str, policy: PolicyUpdate | None = None) -> None:
+        """`app_name` names the Serve application, unique in the cluster; `policy` is what a resumed run goes on with
+        (default: the pretrained model)."""
+        self._config = config
+        self._app_name = app_name
+        self._policy = PolicyRef(version=0, path=model_location(config)) if policy is None else _ref(policy)
+        self._registry: Any = None
+        self._handle: DeploymentHandle[Any]
+        # one request more than fills the engine, so that it never waits for the next
+        per_replica = math.ceil(config.max_num_seqs / config.prompts_per_request) + 1
+        self._in_flight = asyncio.Semaphore(config.num_replicas * per_replica)
+
+    @property
+    def app_name(self) -> str:
+        return self._app_name
+
+    @property
+    def policy(self) -> PolicyRef:
+        """The current policy: completions are written by this one."""
+        return self._policy
+
+    async def start(self) -> None:
+        """Deploy the replicas and wait until all of them serve.
+
+        Raises UserError for engine arguments that do not exist; RunError with the replica's own error when one fails
+        to start, or when they are not ready within `start_timeout_s`.
+        """
+        check_engine_args(self._config)
+        registry = ray.remote(PolicyRegistry).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        self._registry = registry.remote(self._policy)
+        try:
+            await asyncio.to_thread(self._deploy)
+            async with asyncio.timeout(self._config.start_timeout_s):
+                while not await self._is_ready():
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            waiting = (await self._serve_status())[1]
+            await self.stop()
+            raise RunError(
+                f"the generator was not ready within generator.start_timeout_s = {self._config.start_timeout_s:g} s: "
+                f"{waiting}"
+            ) from None
+        except BaseException:
+            await self.stop()
+            raise
+        self._handle = serve.get_app_handle(self._app_name)
+
+    async def generate(
+        self, prompts: Sequence[Prompt], progress: Progress | None = None, *, greedy: bool = False
+    ) -> list[Completion]:
+        """One completion per prompt, in order, all of the current policy.
+
+        `greedy` takes the likeliest tokens instead of sampling.
+        Raises RunError when a request takes longer than `timeout_s` or its replicas keep dying, UserError for a prompt
+        that does not fit into the context.
+        """
+        size = self._config.prompts_per_request
+        pieces = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        done = 0
+
+        async def work(piece: Sequence[Prompt]) -> list[Completion]:
+            nonlocal done
+            request = GenerateRequest(prompts=tuple(piece), policy=self._policy, greedy=greedy)
+            async with self._in_flight:
+                completions = await self._request(request)
+            done += len(completions)
+            if progress is not None:
+                progress(done, len(prompts))
+            return completions
+
+        tasks = [asyncio.create_task(work(piece)) for piece in pieces]
+        try:
+            return [completion for completions in await asyncio.gather(*tasks) for completion in completions]
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def load_policy(
+        self, policy: PolicyUpdate, send: Callable[[], Awaitable[object]] | None = None
+    ) -> dict[str, float]:
+        """Make `policy` the current one on every replica; returns `timing/hand_over_s`, in seconds.
+
+        By default each replica reads `policy.path`. With a GPU backend, `send` runs WeightSender.send in the learner's
+        workers; the replicas that are not served by it, because they are just starting, read the folder.
+        Raises HandOverError, naming the replicas, when one of them fails or does not answer within `timeout_s`; even
+        then no replica writes completions of another policy than this one.
+        """
+        begun = time.perf_counter()
+        new = _ref(policy)
+        await self._registry.publish.remote(new)
+        self._policy = new
+        if send is not None:
+            try:
+                await asyncio.wait_for(send(), self._config.timeout_s)
+            except TimeoutError:
+                raise hand_over_error(new, await self._laggards(new)) from None
+        try:
+            reports = await self._broadcast("load_policy", new)
+        except TimeoutError:
+            raise hand_over_error(new, await self._laggards(new)) from None
+        failed = {report.replica: report.error for report in reports if report.error is not None}
+        if failed or not reports:
+            raise hand_over_error(new, failed or {"(none)": "no replica is running"})
+        await self._registry.retain.remote([report.replica for report in reports])
+        return {"timing/hand_over_s": time.perf_counter() - begun}
+
+    async def describe(self) -> list[ReplicaReport]:
+        """What every running replica says of itself."""
+        return await self._broadcast("describe")
+
+    async def stop(self) -> None:
+        """Take the deployment down. Safe to call at any time."""
+        await asyncio.to_thread(serve.delete, self._app_name)
+        if self._registry is not None:
+            ray.kill(self._registry)
+            self._registry = None
+
+    # -- deployment ------------------------------------------------------------------------------------------------
+
+    def _deploy(self) -> None:
+        config = self._config
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        serve.start(proxy_location="Disabled", logging_config=quiet)
+        serve.delete(self._app_name)  # what a killed driver has left behind
+        deployment = serve.deployment(GeneratorReplica).options(
+            name=DEPLOYMENT,
+            num_replicas=config.num_replicas,
+            user_config=config.model_dump(mode="json"),
+            max_ongoing_requests=10_000,  # `_in_flight` is the limit; Serve's would add its back-off
+            max_constructor_retry_count=1,
+            health_check_period_s=1,
+            health_check_timeout_s=60,
+            graceful_shutdown_wait_loop_s=0.1,
+            graceful_shutdown_timeout_s=5,
+            ray_actor_options={
+                "num_cpus": config.num_cpus,
+                "num_gpus": config.num_gpus,
+                "runtime_env": {"env_vars": replica_env(config)},
+            },
+        )
+        target = serve.RunTarget(
+            deployment.bind(self._registry), name=self._app_name, route_prefix=None, logging_config=quiet
+        )
+        serve.run_many([target], wait_for_applications_running=False)
+
+    async def _is_ready(self) -> bool:
+        for report in await self._registry.reports.remote():
+            if report.error is not None:
+                raise RunError(f"generator replica {report.replica} did not start: {report.error}")
+        status, message = await self._serve_status()
+        if status in ("DEPLOY_FAILED", "UNHEALTHY", "NOT_STARTED"):
+            raise RunError(f"the generator did not start ({status}): {message}")
+        return status == "RUNNING"
+
+    async def _serve_status(self) -> tuple[str, str]:
+        """Status of the application, and what Serve says about it."""
+        application = (await asyncio.to_thread(serve.status)).applications.get(self._app_name)
+        if application is None:
+            return "NOT_STARTED", "it is not deployed"
+        details = [application.message] + [d.message for d in application.deployments.values()]
+        return application.status.value, "; ".join(text for text in details if text) or application.status.value
+
+    # -- calls -----------------------------------------------------------------------------------------------------
+
+    async def _request(self, request: GenerateRequest) -> list[Completion]:
+        trouble = ""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                for _ in range(MAX_ATTEMPTS):
+                    try:
+                        completions: list[Completion] = await self._handle.generate.remote(request)
+                        return completions
+                    except RayTaskError as error:
+                        if not isinstance(error, BrokenReplicaError):
+                            raise _own_error(error) from error
+                        trouble = str(error.cause)
+                    except (RayError, RayServeException) as error:
+                        trouble = f"{type(error).__name__}: {error}"
+                    await asyncio.sleep(1)  # Serve needs a moment to see that a replica is gone
+        except TimeoutError:
+            message = (await self._serve_status())[1]
+            raise RunError(
+                f"{len(request.prompts)} prompts were not completed within generator.timeout_s = "
+                f"{self._config.timeout_s:g} s (Serve: {message}{'; before that: ' + trouble if trouble else ''})"
+            ) from None
+        raise RunError(f"generator replicas failed {MAX_ATTEMPTS} times on the same request, the last time: {trouble}")
+
+    async def _broadcast(self, method: str, *args: object) -> list[ReplicaReport]:
+        """Reports of all running replicas; those that die meanwhile are left out, Serve replaces them.
+
+        Raises TimeoutError after `timeout_s`.
+        """
+        # the replicas give up first, so that a slow one says why
+        answers = await self._handle.broadcast(method, *args).results_async(
+            timeout_s=self._config.timeout_s + 1, return_exceptions=True
+        )
+        for answer in answers:
+            if isinstance(answer, RayTaskError):
+                raise _own_error(answer) from answer
+        return [answer for answer in answers if isinstance(answer, ReplicaReport)]
+
+    async def _laggards(self, policy: PolicyRef) -> dict[str, str]:
+        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        return {
+            report.replica: report.error or f"no answer within {self._config.timeout_s:g} s"
+            for report in reports
+            if report.version != policy.version or report.error
+        }
+
+
+def _ref(policy: PolicyUpdate) -> PolicyRef:
+    return PolicyRef(version=policy.version, path=policy.path)
+
+
+def _own_error(error: RayTaskError) -> Exception:
+    """What the replica raised, without Ray's wrapping, when it is one of ours."""
+    cause = error.cause
+    if isinstance(cause, GenalRayError):
+        return cause
+    return RunError(f"a generator replica failed: {error}")

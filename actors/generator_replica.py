@@ -1,0 +1,291 @@
+"""One generator replica: a vLLM engine inside a Ray Serve replica, which never mixes policies.
+
+    generate(request) ── holds the wanted policy? ── yes ──────────► engine ─► completions of that version
+                                └─ older: catches up from the folder; newer: StalePolicyError
+    hand-over ── waits for running requests ─► pause ─► start ─► update ─► finish ─► resume
+                                └─ anything fails: broken, refuses everything, Serve restarts it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ray import serve
+from ray.actor import ActorHandle
+
+from actors.generator_engine import engine_args
+from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, resolve_backend
+from genal_ray.config import GeneratorConfig
+from genal_ray.errors import RunError, StalePolicyError, UserError
+from genal_ray.types import Completion, Prompt
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+SyncStep = Literal["init", "start", "update", "finish", "release"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """Prompts for one replica."""
+
+    prompts: tuple[Prompt, ...]
+    policy: PolicyRef
+    """The policy that must write the completions."""
+    greedy: bool = False
+    """Take the likeliest token instead of sampling; for evaluation."""
+
+
+class BrokenReplicaError(RunError):
+    """A replica refuses to serve because its weights are in doubt."""
+
+
+class GeneratorReplica:
+    """Wrapped by ray.serve.deployment in actors.generator; Serve calls `reconfigure` once, before any request."""
+
+    def __init__(self, registry: ActorHandle[PolicyRegistry]) -> None:
+        self._registry = registry
+        self._name = serve.get_replica_context().replica_id.unique_id
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._running = 0
+        self._num_requests = 0
+        self._changing = asyncio.Lock()
+        self._broken: str | None = None
+        self._deadline: asyncio.TimerHandle | None = None
+        self._engine: AsyncLLM
+        self._config: GeneratorConfig
+        self._backend: Backend
+        self._policy: PolicyRef
+
+    async def reconfigure(self, settings: dict[str, Any]) -> None:
+        """Start the engine with the current policy. `settings` are those of GeneratorConfig."""
+        self._config = GeneratorConfig.model_validate(settings)
+        self._backend = resolve_backend(self._config)
+        try:
+            self._policy = await self._registry.current.remote()
+            self._engine = await asyncio.to_thread(self._start_engine)
+            await self._engine.update_weight_version(str(self._policy.version))
+            if self._backend == "file":
+                await self._transfer("init", {})
+            await self._warm_up()
+        except Exception as error:
+            await self._report(f"{type(error).__name__}: {error}")
+            raise
+        await self._report()
+
+    async def generate(self, request: GenerateRequest) -> list[Completion]:
+        """One completion per prompt, in order, all written by `request.policy`.
+
+        Raises StalePolicyError when this replica holds a newer policy, UserError for a prompt that does not fit into
+        the context.
+        """
+        async with self._changing:
+            await self._hold(request.policy)
+            self._running += 1
+            self._idle.clear()
+        try:
+            return list(await asyncio.gather(*(self._complete(prompt, request.greedy) for prompt in request.prompts)))
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def load_policy(self, policy: PolicyRef) -> ReplicaReport:
+        """Take a policy over from its folder. Failure is reported, not raised: the caller hears from every replica."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s), self._changing:
+                if self._policy.version != policy.version:
+                    await self._load_folder(policy)
+        except Exception as error:
+            self._break(f"policy {policy.version} could not be loaded: {type(error).__name__}: {error}")
+        return await self._report()
+
+    async def weight_sync(
+        self, step: SyncStep, payload: Mapping[str, Any], policy: PolicyRef | None = None
+    ) -> ReplicaReport:
+        """One step of a hand-over that a learner drives (actors.weight_sender). `init` takes `rank_offsets` by
+        replica, `finish` the policy that has been sent."""
+        try:
+            if step == "start":
+                await self._close()
+            await asyncio.wait_for(self._transfer(step, payload, policy), self._config.timeout_s)
+            if step == "finish":
+                assert policy is not None
+                await self._reopen(policy)
+        except Exception as error:
+            self._break(f"weight hand-over failed at {step!r}: {type(error).__name__}: {error}")
+        return await self._report()
+
+    async def describe(self) -> ReplicaReport:
+        return self._state()
+
+    async def check_health(self) -> None:
+        """Called by Serve, which replaces a replica whose check raises."""
+        if self._broken:
+            raise BrokenReplicaError(self._broken)
+        await self._engine.check_health()
+
+    def __del__(self) -> None:
+        if "_engine" in self.__dict__:
+            self._engine.shutdown()
+
+    # -- the engine ------------------------------------------------------------------------------------------------
+
+    def _start_engine(self) -> AsyncLLM:
+        os.environ["GENAL_RAY_REPLICA_PID"] = str(os.getpid())
+        from vllm.config.weight_transfer import WeightTransferConfig
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        arguments = AsyncEngineArgs(
+            **engine_args(self._config, self._policy.path),
+            weight_transfer_config=WeightTransferConfig(backend=self._backend),
+        )
+        return AsyncLLM.from_engine_args(arguments)
+
+    async def _warm_up(self) -> None:
+        from vllm import SamplingParams
+
+        sampling = SamplingParams(max_tokens=2, seed=0, logprobs=0)
+        async for _ in self._engine.generate({"prompt_token_ids": [1, 2, 3]}, sampling, "warm-up"):
+            pass
+
+    async def _complete(self, prompt: Prompt, greedy: bool) -> Completion:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        sampling = SamplingParams(
+            temperature=0.0 if greedy else self._config.temperature,
+            top_p=self._config.top_p,
+            max_tokens=self._config.max_tokens,
+            seed=prompt.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._num_requests += 1
+        output: RequestOutput | None = None
+        try:
+            async for output in self._engine.generate(prompt.text, sampling, f"{prompt.id}-{self._num_requests}"):
+                pass
+        except ValueError as error:
+            raise UserError(
+                f"prompt {prompt.id} cannot be generated from: {error} (generator.max_model_len is "
+                f"{self._config.max_model_len} tokens)"
+            ) from error
+        assert output is not None
+        return self._completion(prompt, output)
+
+    def _completion(self, prompt: Prompt, output: RequestOutput) -> Completion:
+        written = output.outputs[0]
+        versions = {span.version for span in written.weight_versions or ()} or {str(self._policy.version)}
+        if written.finish_reason not in ("stop", "length") or len(versions) > 1:
+            raise RunError(
+                f"completion {prompt.id} is not usable: finished as {written.finish_reason!r} under the policies "
+                f"{', '.join(sorted(versions))}"
+            )
+        return Completion(
+            prompt_id=prompt.id,
+            text=written.text,
+            prompt_token_ids=tuple(output.prompt_token_ids),
+            token_ids=tuple(written.token_ids),
+            logprobs=tuple(written.logprobs.logprobs),
+            finish_reason=written.finish_reason,
+            policy_version=int(versions.pop()),
+        )
+
+    # -- policies --------------------------------------------------------------------------------------------------
+
+    async def _hold(self, policy: PolicyRef) -> None:
+        """Make sure that the engine holds this very policy."""
+        if self._broken:
+            raise BrokenReplicaError(f"replica {self._name}: {self._broken}")
+        if self._policy.version > policy.version:
+            raise StalePolicyError(
+                f"asked for completions of policy {policy.version}, but generator replica {self._name} holds "
+                f"{self._policy.version}: ask for the current policy"
+            )
+        if self._policy.version < policy.version:
+            try:
+                async with asyncio.timeout(self._config.timeout_s):
+                    await self._load_folder(policy)
+            except Exception as error:
+                self._break(f"policy {policy.version} could not be loaded: {type(error).__name__}: {error}")
+                raise BrokenReplicaError(f"replica {self._name}: {self._broken}") from error
+
+    async def _load_folder(self, policy: PolicyRef) -> None:
+        await self._idle.wait()
+        await self._engine.pause_generation(mode="wait", clear_cache=True)
+        if self._backend == "file":
+            await self._transfer("start", {})
+            await self._transfer("update", {"path": policy.path})
+            await self._transfer("finish", {}, policy)
+        else:
+            await self._engine.collective_rpc("load_policy_folder", args=(policy.path,))
+            await self._engine.update_weight_version(str(policy.version))
+        await self._engine.resume_generation()
+        self._policy = policy
+
+    async def _transfer(self, step: SyncStep, payload: Mapping[str, Any], policy: PolicyRef | None = None) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+
+        match step:
+            case "init":
+                info = dict(payload)
+                offsets: Mapping[str, int] | None = info.pop("rank_offsets", None)
+                if offsets is not None:
+                    info["rank_offset"] = offsets[self._name]
+                await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+            case "start":
+                await self._engine.start_weight_update()
+            case "update":
+                await self._engine.update_weights(WeightTransferUpdateRequest(update_info=dict(payload)))
+            case "finish":
+                assert policy is not None
+                await self._engine.finish_weight_update(str(policy.version))
+            case "release":
+                await self._engine.shutdown_weight_transfer_engine()
+
+    async def _close(self) -> None:
+        """Let running requests end and take no new ones until `_reopen`."""
+        async with asyncio.timeout(self._config.timeout_s):
+            await self._changing.acquire()
+            await self._idle.wait()
+            await self._engine.pause_generation(mode="wait", clear_cache=True)
+        self._deadline = asyncio.get_running_loop().call_later(
+            self._config.timeout_s, self._break, "the learner began a weight hand-over and did not finish it"
+        )
+
+    async def _reopen(self, policy: PolicyRef) -> None:
+        assert self._deadline is not None
+        self._deadline.cancel()
+        await self._engine.resume_generation()
+        self._policy = policy
+        self._changing.release()
+
+    # -- what others hear ------------------------------------------------------------------------------------------
+
+    def _break(self, reason: str) -> None:
+        self._broken = self._broken or reason
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._deadline is not None and self._changing.locked():
+            self._changing.release()  # requests that wait are refused, not hung
+        self._deadline = None
+
+    def _state(self) -> ReplicaReport:
+        version = self._policy.version if "_policy" in self.__dict__ else 0
+        return ReplicaReport(replica=self._name, version=version, error=self._broken)
+
+    async def _report(self, error: str | None = None) -> ReplicaReport:
+        if error is not None:
+            self._break(error)
+        state = self._state()
+        await self._registry.report.remote(state)
+        return state

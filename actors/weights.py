@@ -1,0 +1,91 @@
+"""Policies by version: who holds which one, and how the learner's weights reach the generator replicas.
+
+    learner --(plain Hugging Face folder)--> PolicyRegistry: what a starting replica loads
+       |
+       +-- file:      every replica reads that folder            (GeneratorService.load_policy)
+       +-- nccl, ipc: tensors go from GPU to GPU                 (actors.weight_sender.WeightSender)
+
+A replica that missed a hand-over, for whatever reason, catches up from the folder before it serves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from genal_ray.config import GeneratorConfig
+from genal_ray.errors import HandOverError, UserError
+
+Backend = Literal["file", "nccl", "ipc"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyRef:
+    """A version of the generator's policy and where its weights lie."""
+
+    version: int
+    """0 is the pretrained one."""
+    path: str
+    """Plain Hugging Face folder (or hub name, for version 0) that every replica can read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaReport:
+    """What one generator replica says of itself."""
+
+    replica: str
+    version: int
+    error: str | None = None
+    """Why it cannot serve; None when it can."""
+
+
+class PolicyRegistry:
+    """The current policy, and what each replica last reported. An actor of no CPU.
+
+    Correctness does not hang on it: every request names the policy that it wants.
+    """
+
+    def __init__(self, policy: PolicyRef) -> None:
+        self._policy = policy
+        self._reports: dict[str, ReplicaReport] = {}
+
+    def publish(self, policy: PolicyRef) -> None:
+        self._policy = policy
+
+    def current(self) -> PolicyRef:
+        return self._policy
+
+    def report(self, report: ReplicaReport) -> None:
+        self._reports[report.replica] = report
+
+    def reports(self) -> list[ReplicaReport]:
+        return list(self._reports.values())
+
+    def retain(self, replicas: list[str]) -> None:
+        """Forget every replica that is not in `replicas`."""
+        self._reports = {name: self._reports[name] for name in replicas if name in self._reports}
+
+
+def resolve_backend(config: GeneratorConfig) -> Backend:
+    """The weight-transfer backend of a configuration.
+
+    Raises UserError when a GPU backend is asked for without GPUs.
+    """
+    if config.weight_transfer == "auto":
+        return "nccl" if config.num_gpus > 0 else "file"
+    if config.weight_transfer != "file" and config.num_gpus == 0:
+        raise UserError(
+            f"generator.weight_transfer is {config.weight_transfer!r}, which needs GPUs, but generator.num_gpus is 0: "
+            "use 'auto' or 'file', or give the generator GPUs"
+        )
+    return config.weight_transfer
+
+
+def hand_over_error(policy: PolicyRef, failed: dict[str, str]) -> HandOverError:
+    """The error of a hand-over in which the replicas `failed` (name -> reason) did not get the policy."""
+    reasons = "; ".join(f"replica {name}: {reason}" for name, reason in sorted(failed.items()))
+    return HandOverError(
+        f"policy {policy.version} did not reach every generator replica: {reasons}. A replica that failed takes no "
+        f"further request and is restarted with the current policy; check that {policy.path} can be read there, "
+        "and raise generator.timeout_s when the hand-over is only slow"
+    )
