@@ -24,7 +24,7 @@ export_pip_settings() {
 }
 
 torch_backend() {  # torch_backend TORCH_PIN: the option that lets uv find the CPU build, where a plain look-up does not
-    if ! uv pip install --python "$VENV/bin/python" --dry-run --no-deps "$1" 2>/dev/null; then
+    if ! uv pip compile --python "$VENV/bin/python" --no-deps - <<<"$1" >/dev/null 2>&1; then
         echo "--torch-backend=cpu"
     fi
 }

@@ -1,0 +1,93 @@
+"""What this machine has: cores, memory, devices, disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+GIB = 2**30
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Cores, memory and devices of one machine; sizes in bytes."""
+
+    cores: int
+    """Cores that this process may run on."""
+    memory: int
+    """Memory that is free now, within the limit of the container if there is one."""
+    shared_memory: int
+    """Free in /dev/shm."""
+    disk: int
+    """Free where the run directory will be."""
+    gpus: tuple[int, ...] = ()
+    """Memory of each visible GPU."""
+
+
+def this_machine(output_dir: Path) -> Machine:
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        memory=available_memory(),
+        shared_memory=psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0,
+        disk=free_disk(output_dir),
+        gpus=visible_gpus(),
+    )
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated without swapping: the system's figure, or what the container's limit leaves."""
+    available = psutil.virtual_memory().available
+    limit = _read_bytes(_CGROUP / "memory.max")
+    used = _read_bytes(_CGROUP / "memory.current")
+    return available if limit is None or used is None else min(available, max(limit - used, 0))
+
+
+def free_disk(path: Path) -> int:
+    """Free bytes on the file system that holds, or will hold, `path`."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free
+
+
+def visible_gpus() -> tuple[int, ...]:
+    """Memory in bytes of each NVIDIA GPU that CUDA programs may use, as nvidia-smi tells; empty without a driver."""
+    try:
+        listing = subprocess.run(
+            ["nvidia-smi", "--query-gpu=uuid,memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [line.split(",") for line in listing.splitlines() if line.strip()]
+    memory = {key: int(mib) * 2**20 for i, (uuid, mib) in enumerate(rows) for key in (str(i), uuid.strip())}
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(str(i) for i in range(len(rows))))
+    return tuple(memory[name.strip()] for name in chosen.split(",") if name.strip() in memory)
+
+
+def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def _read_bytes(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
