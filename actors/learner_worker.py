@@ -1,0 +1,201 @@
+"""One worker of the PPO learner: the policy on its device, its share of each update, and the learner's state on disk.
+
+    update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a plain Hugging Face folder
+                                  └─► output_dir/learner  state.json and safetensors: all that a restart needs
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+
+from actors.learner_state import SavedState, ShardWriter
+from genal_ray.config import RunConfig
+from genal_ray.paths import resolve_model
+from genal_ray.policy_model import causal_lm, frozen_reference, load_policy, policy_tensors
+from genal_ray.ppo import adapted_coefficient
+from genal_ray.ppo_batch import pack
+from genal_ray.ppo_update import Workers, ppo_update
+from genal_ray.precision import resolve_dtype
+from genal_ray.types import Rollout
+
+
+class LearnerWorker:
+    """A plain class: `actors.learner.LearnerGroup` wraps it as a Ray actor, a benchmark calls it directly."""
+
+    def __init__(self, config: RunConfig, *, rank: int, world_size: int) -> None:
+        assert config.generator is not None
+        self._config = config
+        self._generator = config.generator
+        self._learner = config.learner
+        self._rank = rank
+        self._world_size = world_size
+        self._store: dist.TCPStore | None = None
+        self._num_updates = 0
+        self._kl_coefficient = config.learner.kl.coefficient
+
+    def listen(self) -> tuple[str, int]:
+        """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port."""
+        host = ray.util.get_node_ip_address()
+        self._store = dist.TCPStore(
+            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._learner.timeout_s)
+        )
+        return host, int(self._store.port)
+
+    def start(self, host: str, port: int, state_dir: Path | None = None) -> None:
+        """Joins the other workers and builds policy, reference and engine, from `state_dir` if given.
+
+        Raises UserError for a model that can't be used and for a state of another configuration.
+        """
+        torch.set_num_threads(self._learner.threads)
+        self._device = torch.device("cuda", 0) if self._learner.num_gpus else torch.device("cpu")
+        self._join(host, port)
+        self.restore(state_dir)
+
+    def restore(self, state_dir: Path | None) -> None:
+        """Policy, value head, optimiser, KL controller and counters as they were saved; the pretrained ones for None."""
+        from actors.learner_engine import DeepSpeedEngine  # deepspeed reads the environment that _join sets
+
+        self._compute_dtype = resolve_dtype(self._learner.dtype, self._device)
+        torch.manual_seed(self._config.seed)
+        policy = load_policy(self._generator, self._learner, self._compute_dtype)
+        reference = frozen_reference(policy)
+        saved = None if state_dir is None else SavedState(state_dir)
+        if saved is not None:
+            saved.check(self._fingerprint())
+            saved.load_parameters(policy)
+        self._engine = DeepSpeedEngine(policy, reference, self._learner, self._device)
+        self._num_updates = 0
+        self._kl_coefficient = self._learner.kl.coefficient
+        if saved is not None:
+            self._num_updates = int(saved.settings["num_updates"])
+            self._kl_coefficient = float(saved.settings["kl_coefficient"])
+            if saved.settings["num_steps"]:
+                self._engine.load_moments(saved, int(saved.settings["num_steps"]))
+
+    def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> dict[str, float]:
+        """One PPO update, then policy and state are saved below `output_dir`; returns `rl/*` metrics.
+
+        Random numbers follow from the run's seed and `version` alone: an update that is repeated repeats itself.
+        """
+        batch = pack(rollouts, self._device)
+        metrics = {"rl/num_rollouts": float(len(batch)), "rl/num_empty": float(len(rollouts) - len(batch))}
+        if len(batch):
+            torch.manual_seed(_mix(self._config.seed, version, self._rank))  # for the dropout of LoRA
+            train_trunk = self._num_updates >= self._learner.critic_warmup_rounds
+            self._engine.set_trunk_learning(train_trunk)
+            metrics |= ppo_update(
+                self._engine,
+                batch,
+                self._learner,
+                kl_coefficient=self._kl_coefficient,
+                train_trunk=train_trunk,
+                rng=np.random.default_rng([self._config.seed, version]),
+                workers=Workers(rank=self._rank, size=self._world_size, sum=self._sum),
+            )
+            self._adapt(metrics["rl/kl"], len(batch))
+        self._num_updates += 1
+        self._save(output_dir, version)
+        return metrics
+
+    def weight_source(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor) of the policy, LoRA merged; all workers must go through it together."""
+        return policy_tensors(self._engine.module, self._compute_dtype, self._engine.gathered)
+
+    def stop(self) -> None:
+        dist.destroy_process_group()
+
+    def _join(self, host: str, port: int) -> None:
+        cuda = self._device.type == "cuda"
+        environment = {"RANK": self._rank, "WORLD_SIZE": self._world_size, "LOCAL_RANK": 0, "MASTER_ADDR": host}
+        os.environ.update({key: str(value) for key, value in environment.items()}, MASTER_PORT=str(port))
+        os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
+        timeout = timedelta(seconds=self._learner.timeout_s)
+        store = self._store or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo", store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
+        )
+        import deepspeed
+
+        # Built by a C++ compiler at first use (41 s) for intra-node all-reduce; gloo does that without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+
+    def _sum(self, array: Tensor) -> Tensor:
+        total = array.clone()
+        if self._world_size > 1:
+            dist.all_reduce(total)
+        return total
+
+    def _adapt(self, kl: float, num_sequences: int) -> None:
+        settings = self._learner.kl
+        if settings.adaptive:
+            self._kl_coefficient = adapted_coefficient(
+                self._kl_coefficient,
+                kl=kl,
+                target=settings.target,
+                num_sequences=num_sequences,
+                horizon=settings.horizon,
+            )
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What a saved state must agree with: the model and which of its parameters learn."""
+        lora = self._learner.lora
+        return {
+            "model": self._generator.model,
+            "revision": self._generator.revision,
+            "lora": None if lora is None else lora.model_dump(mode="json"),
+        }
+
+    def _save(self, output_dir: Path, version: int) -> None:
+        self._save_model(output_dir / "model")
+        writer = ShardWriter(output_dir / "learner") if self._rank == 0 else None
+        for name, tensor in self._engine.state():
+            if writer is not None:
+                writer.add(name, tensor)
+        if writer is None:
+            return
+        values = {
+            **self._fingerprint(),
+            "version": version,
+            "num_updates": self._num_updates,
+            "num_steps": self._engine.num_steps,
+            "kl_coefficient": self._kl_coefficient,
+        }
+        writer.finish(values)
+
+    def _save_model(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        tensors = {}
+        for name, tensor in self.weight_source():
+            if self._rank == 0:
+                tensors[name] = tensor.cpu()
+        if self._rank != 0:
+            return
+        folder.mkdir(parents=True)
+        lm = causal_lm(self._engine.module.lm)
+        config = lm.config.__class__.from_dict({**lm.config.to_dict(), "dtype": str(self._compute_dtype)[6:]})
+        config.architectures = [type(lm).__name__]
+        config.save_pretrained(folder)
+        lm.generation_config.save_pretrained(folder)
+        save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
+        AutoTokenizer.from_pretrained(
+            resolve_model(self._generator.model), revision=self._generator.revision
+        ).save_pretrained(folder)
+
+
+def _mix(*parts: int) -> int:
+    """A seed in [0, 2**32) that differs wherever a part does."""
+    return zlib.crc32(repr(parts).encode())

@@ -1,0 +1,127 @@
+"""Rollouts as arrays, and which worker works on which of them when.
+
+    rollouts ─► RolloutBatch ─► minibatches (one optimiser step) ─► a worker's share ─► MicroBatch (one forward pass)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from genal_ray.types import Rollout
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutBatch:
+    """The rollouts of an update that have a response, as arrays."""
+
+    tokens: list[IntArray]
+    """Per sequence: prompt, then response."""
+    num_prompt: IntArray
+    """int64 [n], tokens of the prompt; at least 1."""
+    num_response: IntArray
+    """int64 [n], tokens of the response; at least 1."""
+    rewards: Tensor
+    """float32 [n]"""
+    generator_logprobs: Tensor
+    """float32 [n, R], nats; zero where masked."""
+    mask: Tensor
+    """bool [n, R], R the longest response."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> IntArray:
+        return self.num_prompt + self.num_response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """One forward pass: right-padded tokens, and where the response tokens are."""
+
+    tokens: Tensor
+    """int64 [b, L]"""
+    row: Tensor
+    """int64 [T], row in `tokens` of each response token."""
+    column: Tensor
+    """int64 [T], column in `tokens` of each response token."""
+    sequence: Tensor
+    """int64 [T], row in the batch's [n, R] arrays."""
+    position: Tensor
+    """int64 [T], column in the batch's [n, R] arrays."""
+    weight: float
+    """1, or 0 for a pass that only keeps this worker in step with the others."""
+
+    def pick(self, array: Tensor) -> Tensor:
+        """[n, R] -> [T]"""
+        return array[self.sequence, self.position]
+
+
+def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> RolloutBatch:
+    """Arrays of the rollouts; completions without a single response token carry no gradient and are left out."""
+    kept = [r for r in rollouts if r.completion.token_ids]
+    prompts = [r.completion.prompt_token_ids for r in kept]
+    responses = [r.completion.token_ids for r in kept]
+    assert all(prompts), "a prompt without tokens has no state from which to predict the first response token"
+    num_response = np.array([len(r) for r in responses], dtype=np.int64)
+    mask = np.arange(max(num_response, default=0)) < num_response[:, None]
+    logprobs = np.zeros(mask.shape, dtype=np.float32)
+    if kept:
+        logprobs[mask] = np.concatenate([r.completion.logprobs for r in kept])
+    return RolloutBatch(
+        tokens=[np.array([*p, *r], dtype=np.int64) for p, r in zip(prompts, responses, strict=True)],
+        num_prompt=np.array([len(p) for p in prompts], dtype=np.int64),
+        num_response=num_response,
+        rewards=torch.tensor([r.reward for r in kept], dtype=torch.float32, device=device),
+        generator_logprobs=torch.from_numpy(logprobs).to(device),
+        mask=torch.from_numpy(mask).to(device),
+    )
+
+
+def minibatches(num_sequences: int, batch_size: int, rng: np.random.Generator) -> Iterator[IntArray]:
+    """One pass over the sequences in random order; the last minibatch may be smaller."""
+    order = rng.permutation(num_sequences)
+    for start in range(0, num_sequences, batch_size):
+        yield order[start : start + batch_size]
+
+
+def micro_batches(
+    batch: RolloutBatch, rows: IntArray, *, size: int, rank: int, world_size: int
+) -> Iterator[MicroBatch]:
+    """Worker `rank`'s share of `rows`, as forward passes of at most `size` sequences of similar length.
+
+    Every worker gets the same number of passes, or collective operations would wait for ever; one that has no
+    sequence left gets passes of weight 0.
+    """
+    by_length = rows[np.argsort(-batch.lengths[rows], kind="stable")]
+    own = by_length[rank::world_size]
+    num_passes = -(-len(by_length) // (world_size * size))
+    shortest = by_length[-1:]
+    for share in np.array_split(own, num_passes):
+        yield _collate(batch, share, 1.0) if len(share) else _collate(batch, shortest, 0.0)
+
+
+def _collate(batch: RolloutBatch, rows: IntArray, weight: float) -> MicroBatch:
+    device = batch.mask.device
+    tokens = np.zeros((len(rows), int(batch.lengths[rows].max())), dtype=np.int64)
+    for i, row in enumerate(rows):
+        tokens[i, : len(batch.tokens[row])] = batch.tokens[row]
+    num_response = batch.num_response[rows]
+    position = np.concatenate([np.arange(n) for n in num_response])
+    column = np.repeat(batch.num_prompt[rows], num_response) + position
+    return MicroBatch(
+        tokens=torch.from_numpy(tokens).to(device),
+        row=torch.from_numpy(np.repeat(np.arange(len(rows)), num_response)).to(device),
+        column=torch.from_numpy(column).to(device),
+        sequence=torch.from_numpy(np.repeat(rows, num_response)).to(device),
+        position=torch.from_numpy(position).to(device),
+        weight=weight,
+    )

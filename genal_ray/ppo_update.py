@@ -1,0 +1,235 @@
+"""One PPO update: from rollouts to a changed policy, over whatever engine takes the optimiser steps.
+
+    RolloutBatch ─► old log-probs, values, reference log-probs (no gradient) ─► advantages ─► epochs of clipped steps
+
+Each worker runs this on the same batch; `Workers.sum` is the only thing that passes between them here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from genal_ray import ppo
+from genal_ray.config import LearnerConfig
+from genal_ray.policy_model import PolicyModel
+from genal_ray.ppo_batch import MicroBatch, RolloutBatch, micro_batches, minibatches
+
+
+class Engine(Protocol):
+    """What takes optimiser steps: a DeepSpeed engine, or a few lines around a torch optimiser."""
+
+    module: PolicyModel
+
+    def __call__(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Accumulate gradients, averaged over the workers; `last` marks the last pass before the step."""
+        ...
+
+    def step(self) -> float:
+        """Clip, step, forget the gradients; returns the gradient's norm before clipping."""
+        ...
+
+    def reference(self) -> AbstractContextManager[nn.Module]:
+        """While it lasts, the pretrained policy."""
+        ...
+
+
+def _alone(array: Tensor) -> Tensor:
+    return array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """This worker's place among those that share the update."""
+
+    rank: int = 0
+    size: int = 1
+    sum: Callable[[Tensor], Tensor] = _alone
+    """Elementwise sum over all workers, the same on each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """What stays fixed during an update; [n, R] each, zero where masked."""
+
+    logprobs: Tensor
+    advantages: Tensor
+    returns: Tensor
+    values: Tensor
+    importance: Tensor
+
+
+@dataclass(kw_only=True)
+class Totals:
+    """Sums over response tokens and steps, for the metrics."""
+
+    sums: Tensor
+    """float64 [5]: policy loss, value loss, clipped, approximate KL, tokens."""
+    first_ratio_error: Tensor
+    """float64 [workers]: the largest |ratio - 1| before the first step, per worker."""
+    grad_norms: list[float] = field(default_factory=list)
+
+
+def ppo_update(
+    engine: Engine,
+    batch: RolloutBatch,
+    config: LearnerConfig,
+    *,
+    kl_coefficient: float,
+    train_trunk: bool,
+    rng: np.random.Generator,
+    workers: Workers,
+) -> dict[str, float]:
+    """Updates the engine's policy in place and returns `rl/*` metrics; `rl/kl` is nats per sequence.
+
+    `rng` must be in the same state on every worker.
+    """
+    started = time.perf_counter()
+    experience, metrics = collect_experience(engine, batch, config, kl_coefficient, workers)
+    device = batch.mask.device
+    totals = Totals(
+        sums=torch.zeros(5, dtype=torch.float64, device=device),
+        first_ratio_error=torch.zeros(workers.size, dtype=torch.float64, device=device),
+    )
+    engine.module.train()
+    for _ in range(config.epochs):
+        for rows in minibatches(len(batch), config.batch_size, rng):
+            scale = workers.size / float(batch.num_response[rows].sum())
+            passes = list(
+                micro_batches(
+                    batch, rows, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size
+                )
+            )
+            for i, micro in enumerate(passes):
+                loss = _loss(engine, micro, experience, config, train_trunk, totals, workers.rank)
+                engine.backward(loss * (scale * micro.weight), last=i == len(passes) - 1)
+            totals.grad_norms.append(engine.step())
+    engine.module.eval()
+    metrics |= _summary(totals, workers)
+    metrics["rl/tokens_per_s"] = float(batch.lengths.sum()) / (time.perf_counter() - started)
+    metrics["rl/kl_coefficient"] = kl_coefficient
+    return metrics
+
+
+def collect_experience(
+    engine: Engine, batch: RolloutBatch, config: LearnerConfig, kl_coefficient: float, workers: Workers
+) -> tuple[Experience, dict[str, float]]:
+    """Old log-probabilities at the sampling temperature, values and reference log-probabilities, each computed once
+    and shared among the workers; from them advantages, returns and importance weights.
+    """
+    engine.module.eval()
+    logprobs, values, entropy = _sweep(engine.module, batch, config, workers, with_entropy=True)
+    with engine.reference() as reference:
+        reference_logprobs, _, _ = _sweep(reference, batch, config, workers, with_entropy=False)
+    mask = batch.mask
+    kl = torch.where(mask, ppo.kl_estimates(logprobs, reference_logprobs, config.kl.estimator), 0.0)
+    rewards = ppo.shaped_rewards(batch.rewards, kl, mask, kl_coefficient)
+    advantages, returns = ppo.generalized_advantages(
+        rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda
+    )
+    importance = ppo.importance_weights(logprobs, batch.generator_logprobs, config.importance_cap)
+    mismatch = ppo.kl_estimates(batch.generator_logprobs, logprobs, "k3")
+    metrics = {
+        "rl/kl": float(kl.sum(1).mean()),
+        "rl/entropy": float(entropy[mask].mean()),
+        "rl/mismatch_kl": float(mismatch[mask].mean()),
+        "rl/importance_mean": float(importance[mask].mean()),
+        "rl/explained_variance": ppo.explained_variance(values, returns, mask),
+        "rl/response_length": float(batch.num_response.mean()),
+    }
+    experience = Experience(
+        logprobs=logprobs,
+        advantages=ppo.standardize(advantages, mask),
+        returns=returns,
+        values=values,
+        importance=importance,
+    )
+    return experience, metrics
+
+
+@torch.no_grad()
+def _sweep(
+    model: nn.Module, batch: RolloutBatch, config: LearnerConfig, workers: Workers, *, with_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs, values and entropies of all response tokens, [n, R] each: every worker computes its share."""
+    found = torch.zeros(3, *batch.mask.shape, device=batch.mask.device)
+    everything = np.arange(len(batch))
+    for micro in micro_batches(
+        batch, everything, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size
+    ):
+        logprobs, values, entropy = model(micro.tokens, micro.row, micro.column, with_entropy, True)
+        if micro.weight:
+            found[0, micro.sequence, micro.position] = logprobs
+            found[1, micro.sequence, micro.position] = values
+            if with_entropy:
+                found[2, micro.sequence, micro.position] = entropy
+    logprobs, values, entropy = workers.sum(found)
+    return logprobs, values, entropy
+
+
+def _loss(
+    engine: Engine,
+    micro: MicroBatch,
+    experience: Experience,
+    config: LearnerConfig,
+    train_trunk: bool,
+    totals: Totals,
+    rank: int,
+) -> Tensor:
+    """Summed loss of the pass's response tokens."""
+    with_entropy = config.entropy_coefficient > 0 and train_trunk
+    logprobs, values, entropy = engine(micro.tokens, micro.row, micro.column, with_entropy, train_trunk)
+    old = micro.pick(experience.logprobs)
+    policy_loss, clipped = ppo.policy_losses(
+        logprobs, old, micro.pick(experience.advantages), config.clip_range
+    )
+    policy_loss = (policy_loss * micro.pick(experience.importance)).sum()
+    value_loss = ppo.value_losses(
+        values, micro.pick(experience.values), micro.pick(experience.returns), config.value_clip_range
+    ).sum()
+    loss = policy_loss + config.value_coefficient * value_loss
+    if with_entropy:
+        loss = loss - config.entropy_coefficient * entropy.sum()
+    with torch.no_grad():
+        _account(totals, micro, policy_loss, value_loss, clipped, logprobs - old, rank)
+    return loss
+
+
+def _account(
+    totals: Totals,
+    micro: MicroBatch,
+    policy_loss: Tensor,
+    value_loss: Tensor,
+    clipped: Tensor,
+    log_ratio: Tensor,
+    rank: int,
+) -> None:
+    approximate_kl = ppo.kl_estimates(-log_ratio, torch.zeros_like(log_ratio), "k3").sum()
+    tokens = torch.tensor(float(len(log_ratio)), device=log_ratio.device)
+    sums = torch.stack([policy_loss, value_loss, clipped.sum().float(), approximate_kl, tokens])
+    totals.sums += sums.double() * micro.weight
+    if not totals.grad_norms:
+        error = torch.expm1(log_ratio).abs().max().double()
+        totals.first_ratio_error[rank] = torch.maximum(totals.first_ratio_error[rank], error)
+
+
+def _summary(totals: Totals, workers: Workers) -> dict[str, float]:
+    policy_loss, value_loss, clipped, approximate_kl, tokens = workers.sum(totals.sums).tolist()
+    return {
+        "rl/policy_loss": policy_loss / tokens,
+        "rl/value_loss": value_loss / tokens,
+        "rl/clip_fraction": clipped / tokens,
+        "rl/approx_kl": approximate_kl / tokens,
+        "rl/first_ratio_error": float(workers.sum(totals.first_ratio_error).max()),
+        "rl/grad_norm": float(np.mean(totals.grad_norms)),
+        "rl/num_steps": float(len(totals.grad_norms)),
+    }
