@@ -25,13 +25,11 @@ from genal_ray.budget import resolve_budget
 from genal_ray.config import parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
-from genal_ray.resume import restore_pools
-from genal_ray.stages import policy_codec
+from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import build_task
 from genal_ray.tensorboard import TensorBoard
-from genal_ray.types import PolicyUpdate
 from genal_ray.watch import Watch
 
 
@@ -90,19 +88,26 @@ class Driver:
     async def _parts(self, corpus: Corpus, ledger: Ledger) -> AsyncIterator[loop.Parts]:
         """All parts, started side by side, holding the state of the last committed round; stopped at the end."""
         config = self._config
+        resumed = last_policies(self._store)
         scorer = ScorerPool(config)
         student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train")
-        generator = None if config.generator is None else GeneratorService(config, app_name=self._app_name())
-        learner = LearnerGroup(config, generator) if generator is not None and config.learns else None
-        services = [part for part in (scorer, student, generator, learner) if part is not None]
+        generator = None
+        learner = None
+        if config.generator is not None:
+            generator = GeneratorService(config.generator, self._app_name(), resumed.served)
+            if config.learns:
+                learner = LearnerGroup(config, generator.load_policy)
         async with AsyncExitStack() as stack:
-            for service in services:
-                stack.push_async_callback(service.stop)
-            annotation, *_ = await asyncio.gather(
-                asyncio.to_thread(self._annotation, corpus, ledger), *(service.start() for service in services)
-            )
-            if generator is not None and learner is not None:
-                await restore_policy(self._store, generator, learner)
+            starts = [scorer.start(), student.start()]
+            stack.push_async_callback(scorer.stop)
+            stack.push_async_callback(student.stop)
+            if generator is not None:
+                starts.append(generator.start())
+                stack.push_async_callback(generator.stop)
+            if learner is not None:
+                starts.append(learner.start(resumed.learned))
+                stack.push_async_callback(learner.stop)
+            annotation, *_ = await asyncio.gather(asyncio.to_thread(self._annotation, corpus, ledger), *starts)
             yield loop.Parts(
                 task=build_task(config.task),
                 annotation=annotation,
@@ -127,17 +132,3 @@ class Driver:
 
     def _app_name(self) -> str:
         return f"genal-ray-{self._config.name}-{self._config.fingerprint()}"
-
-
-async def restore_policy(store: RunDirectory, generator: GeneratorService, learner: LearnerGroup) -> None:
-    """The generator serves the last committed policy; the learner goes on from the last one that was learned,
-    which may be that of the round in progress."""
-    committed = store.committed_rounds()
-    learned = [n for n in range(1, len(committed) + 1) if store.round(n).is_complete("learn")]
-    if not learned:
-        return
-    await learner.restore(store.round(learned[-1]).folder / "policy")
-    served = [n for n in learned if n < len(committed)]
-    if served:
-        policy: PolicyUpdate = store.round(served[-1]).load("learn", policy_codec(store.path))
-        await generator.load_policy(policy)

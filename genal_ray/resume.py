@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.ledger import Ledger
 from genal_ray.pools import Pools
-from genal_ray.stages import CandidateCodec
+from genal_ray.stages import CandidateCodec, policy_codec
 from genal_ray.store import RunDirectory
-from genal_ray.types import Instance
+from genal_ray.types import Instance, PolicyUpdate
 
 
 def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger: Ledger) -> Pools:
@@ -26,3 +29,23 @@ def _kept(store: RunDirectory, number: int) -> list[Instance]:
     if not round.is_complete("generate"):
         return []
     return [c.instance for c in round.load("generate", CandidateCodec()) if c.instance is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastPolicies:
+    """Policies that a resumed run goes on with; None is the pretrained one."""
+
+    served: PolicyUpdate | None
+    """That of the last committed round: the generator's."""
+    learned: Path | None
+    """Folder of the last one that was learned: the learner's state. The round in progress may have got that far."""
+
+
+def last_policies(store: RunDirectory) -> LastPolicies:
+    committed = store.committed_rounds()
+    learned = [number for number in range(1, len(committed) + 1) if store.round(number).is_complete("learn")]
+    served = [number for number in learned if number < len(committed)]
+    return LastPolicies(
+        served=store.round(served[-1]).load("learn", policy_codec(store.path)) if served else None,
+        learned=store.round(learned[-1]).folder / "policy" if learned else None,
+    )
