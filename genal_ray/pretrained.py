@@ -1,0 +1,88 @@
+"""The weights that every new student starts from, read once and kept in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from genal_ray.config import StudentConfig
+from genal_ray.errors import UserError
+from genal_ray.paths import resolve_model
+
+
+@dataclass(slots=True, kw_only=True)
+class Pretrained:
+    """A classifier in float32, and what it takes to make it untrained again."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    state: dict[str, torch.Tensor]
+    """The checkpoint's own tensors: those of a new classification head are not among them."""
+    head: tuple[torch.nn.Module, ...]
+    """Modules with parameters that the checkpoint lacks."""
+
+    @classmethod
+    def load(cls, config: StudentConfig, label_names: Sequence[str], device: torch.device) -> Self:
+        """The model that `config` names, with one output per label.
+
+        Raises UserError when it cannot be loaded as a sequence classifier.
+        """
+        source = resolve_model(config.model)
+        options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                source,
+                dtype=torch.float32,
+                num_labels=len(label_names),
+                id2label=dict(enumerate(label_names)),
+                label2id={name: i for i, name in enumerate(label_names)},
+                problem_type="single_label_classification",
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **options,
+            )
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"student.model {config.model!r} cannot be loaded: expected a Hugging Face encoder or sequence "
+                f"classifier, as a folder or a hub name: {error}"
+            ) from error
+        new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+        model.to(device)
+        return cls(
+            model=model,
+            tokenizer=tokenizer,
+            state={key: tensor.detach().clone() for key, tensor in model.state_dict().items() if key not in new},
+            head=tuple(model.get_submodule(name) for name in sorted({key.rpartition(".")[0] for key in new})),
+        )
+
+    def reset(self, seed: int) -> PreTrainedModel:
+        """The model with its pretrained weights and a classification head drawn from `seed`."""
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(seed)
+            for module in self.head:
+                self.model._init_weights(module)
+            self.model.load_state_dict(self.state, strict=False)
+        return self.model
+
+    def resume(self, folder: str) -> PreTrainedModel:
+        """The model with the weights of a student that was saved in `folder`.
+
+        Raises UserError when the folder holds no student of this shape.
+        """
+        try:
+            saved = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            self.model.load_state_dict(saved.state_dict())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot start from the student in {folder!r}: {error}") from error
+        return self.model
