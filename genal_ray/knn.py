@@ -43,7 +43,7 @@ class LabeledIndex(Neighbours):
         self._centre = self._encodings.mean(axis=0)
         centred = (self._encodings - self._centre).astype(np.float32)
         self._largest_norm = float(np.square(centred, dtype=np.float64).sum(axis=1).max())
-        self._index = faiss.IndexFlatL2(centred.shape[1])
+        self._index: faiss.Index = faiss.IndexFlatL2(centred.shape[1])
         if gpu and faiss.get_num_gpus() > 0:
             self._resources = faiss.StandardGpuResources()  # must outlive the index
             self._resources.setTempMemory(GPU_SCRATCH_BYTES)
@@ -84,13 +84,15 @@ class LabeledIndex(Neighbours):
         """[n, m] from points [n, dim] and row numbers [n, m]."""
         differences = self._encodings[rows]
         differences -= points[:, None]
-        return np.einsum("nmd,nmd->nm", differences, differences)
+        squared: Float64Array = np.einsum("nmd,nmd->nm", differences, differences)
+        return squared
 
     def _rounding(self, centred: FloatArray) -> Float64Array:
         """[n]: bound on the error of FAISS's float32 squared distances (Higham 2002, section 3.1, dot products)."""
         norms = np.square(centred, dtype=np.float64).sum(axis=1)
         unit = float(np.finfo(np.float32).eps) / 2
-        return 2 * (centred.shape[1] + 8) * unit * (norms + self._largest_norm)
+        bound: Float64Array = 2 * (centred.shape[1] + 8) * unit * (norms + self._largest_norm)
+        return bound
 
 
 def _nearest(squared: Float64Array, rows: Rows, k: int) -> tuple[Float64Array, Rows]:

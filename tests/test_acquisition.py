@@ -109,11 +109,9 @@ def test_signal_scores_do_not_depend_on_chunks() -> None:
     rng = np.random.default_rng(3)
     labeled, candidates = random_features(rng, 400, 30, 16, 1.0), random_features(rng, 2000, 30, 16, 1.0)
     whole = score(Signal(), candidates, labeled)
-    parts = [
-        score(Signal(), Features(probs=candidates.probs[i : i + 37], encodings=candidates.encodings[i : i + 37]), labeled)
-        for i in range(0, 2000, 37)
-    ]
-    np.testing.assert_array_equal(whole, np.concatenate(parts))
+    pieces = [slice(i, i + 37) for i in range(0, 2000, 37)]
+    parts = [Features(probs=candidates.probs[piece], encodings=candidates.encodings[piece]) for piece in pieces]
+    np.testing.assert_array_equal(whole, np.concatenate([score(Signal(), part, labeled) for part in parts]))
 
 
 @pytest.mark.parametrize("difference", [1e-1, 1e-3, 1e-5, 1e-6])

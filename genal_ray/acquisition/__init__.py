@@ -35,7 +35,10 @@ class Neighbours:
     features: Features
 
     def search(self, encodings: FloatArray, k: int) -> tuple[FloatArray, np.ndarray]:
-        """Euclidean distances float32 [n, k] and row numbers int64 [n, k] of the k nearest, nearest first; k <= number of labeled."""
+        """Euclidean distances float32 [n, k] and row numbers int64 [n, k] of the k nearest, nearest first.
+
+        k is between 1 and the number of labeled instances.
+        """
         raise RuntimeError("abstract")
 
 

@@ -19,4 +19,5 @@ class Entropy(Acquisition):
 
     def score(self, candidates: Features, labeled: Neighbours, seeds: np.ndarray) -> FloatArray:
         p = candidates.probs.astype(np.float64)
-        return (-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1)).astype(np.float32)
+        entropy: FloatArray = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1).astype(np.float32)
+        return entropy

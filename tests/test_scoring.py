@@ -1,0 +1,79 @@
+"""How candidates are cut into pieces, and what scoring one piece reports."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from genal_ray.acquisition import Features, Neighbours
+from genal_ray.acquisition.entropy import Entropy
+from genal_ray.acquisition.random import Random
+from genal_ray.acquisition.signal import Signal
+from genal_ray.knn import LabeledIndex
+from genal_ray.scoring import MAX_SMALL_PIECES, Piece, cut, score_piece
+from genal_ray.types import Text
+
+
+class Lengths:
+    """A student that knows the length of a text only."""
+
+    def predict(self, texts: Sequence[Text]) -> Features:
+        lengths = np.array([[len(str(text))] for text in texts], np.float32)
+        probs = np.concatenate([1 / (1 + lengths), lengths / (1 + lengths)], axis=1)
+        return Features(probs=probs, encodings=lengths)
+
+
+def texts_of(lengths: Sequence[int]) -> list[Text]:
+    return ["x" * length for length in lengths]
+
+
+@pytest.mark.parametrize(("n", "max_size"), [(0, 8), (1, 8), (7, 3), (65, 512), (5000, 512), (5000, 16), (9000, 100)])
+def test_cut_is_a_partition_into_pieces_within_the_limit(n: int, max_size: int) -> None:
+    rng = np.random.default_rng(n)
+    rows = cut(texts_of(rng.integers(1, 400, size=n)), max_size)
+    assert all(0 < len(part) <= max_size for part in rows)
+    assert sorted(np.concatenate([*rows, []]).astype(int)) == list(range(n))
+
+
+def test_pieces_cost_alike_and_hold_texts_of_similar_length() -> None:
+    lengths = np.random.default_rng(0).lognormal(4, 1, size=5000).astype(int) + 1
+    rows = cut(texts_of(lengths), 5000)
+    costs = np.array([(lengths[part] + 16).sum() for part in rows])
+    assert len(rows) == MAX_SMALL_PIECES
+    assert costs.max() < 1.25 * costs.mean()
+    for longer, shorter in itertools.pairwise(rows):
+        assert lengths[longer].min() >= lengths[shorter].max()
+
+
+def test_one_huge_text_does_not_upset_the_cut() -> None:
+    rows = cut(texts_of([100_000, *[10] * 299]), 100)
+    assert rows[0].tolist() == [0]
+    assert sum(len(part) for part in rows) == 300
+
+
+def test_length_of_a_pair_is_that_of_both_texts() -> None:
+    pairs: list[Text] = [("a", "b"), ("a" * 50, "b" * 50), ("a" * 90, "b")]
+    assert np.concatenate(cut(pairs, 1)).tolist() == [1, 2, 0]
+
+
+def test_piece_is_scored_and_timed() -> None:
+    labeled = LabeledIndex(Lengths().predict(texts_of([2, 5])))
+    piece = Piece(texts=tuple(texts_of([1, 3])), seeds=np.arange(2, dtype=np.uint64))
+    scored = score_piece(piece, Signal(k=1), Lengths(), labeled)
+    assert scored.values.shape == (2,)
+    assert scored.neighbour_distance == 1.0
+    assert scored.student_s > 0
+    assert scored.acquisition_s > 0
+    again = pickle.loads(pickle.dumps(scored))
+    np.testing.assert_array_equal(again.values, scored.values)
+
+
+def test_entropy_and_random_need_no_labeled_features_and_random_no_student() -> None:
+    piece = Piece(texts=("a", ("b", "c")), seeds=np.array([5, 2**63], dtype=np.uint64))
+    assert math.isnan(score_piece(piece, Entropy(), Lengths(), Neighbours()).neighbour_distance)
+    assert score_piece(piece, Random(), None, Neighbours()).values.shape == (2,)
