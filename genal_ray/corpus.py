@@ -1,11 +1,23 @@
-"""The real data of a run: pool, hidden labels, initial labeled set and evaluation split."""
+"""The real data of a run: pool, hidden labels, initial labeled set and evaluation split.
+
+training split -> no text twice, none of the evaluation split -> pool (by seed) -> initial labeled set (by seed)
+evaluation split ----------------------------------------------> evaluation set (by seed)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genal_ray.types import Instance, LabeledInstance
+import numpy as np
+
+from genal_ray.budget import share_or_count
+from genal_ray.config import DataConfig, RunConfig
+from genal_ray.errors import UserError
+from genal_ray.examples import Examples, read_examples
+from genal_ray.sampling import Indices, permutation, stratified
+from genal_ray.tasks import build_task
+from genal_ray.types import Instance, LabeledInstance, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,3 +33,140 @@ class Corpus:
     """Ids of the initial labeled set, in the order in which they are labeled."""
     evaluation: tuple[LabeledInstance, ...]
     """The evaluation split; never seen by training or model selection."""
+    num_training_rows: int = 0
+    """Rows of the training split before anything was left out."""
+    num_duplicates: int = 0
+    """Rows of the training split left out because an earlier row has the same text: no text is paid for twice."""
+    num_overlapping: int = 0
+    """Rows of the training split left out because the evaluation split has their text: nothing leaks."""
+
+
+def load_corpus(config: RunConfig) -> Corpus:
+    """The corpus that `data`, `task` and `seed` decide; ids are `r-000012` for row 12 of the training split.
+
+    Texts count as the same when only their spacing differs. A share for the pool is one of the whole training split.
+
+    Raises UserError for missing or malformed data (naming file and line), a pool with less than two classes, and
+    sizes that the data does not have.
+    """
+    data = config.data
+    _check_kind(config)
+    training = read_examples(data, data.train, labels=config.task.labels)
+    names = _label_names(config, training)
+    evaluation = read_examples(data, data.evaluation, labels=names)
+    number_of = {name: i for i, name in enumerate(names)}
+    rows, num_duplicates, num_overlapping = _usable_rows(training, evaluation)
+    pool_rows = _pool_rows(data, training, rows, seed=config.seed)
+    labels = [number_of[training.labels[row]] for row in pool_rows]
+    pool = tuple(_instance(f"r-{row:06d}", training.texts[row]) for row in pool_rows)
+    initial = _initial_positions(data, labels, seed=config.seed)
+    return Corpus(
+        label_names=names,
+        pool=pool,
+        hidden_labels={instance.id: label for instance, label in zip(pool, labels, strict=True)},
+        initial_ids=tuple(pool[i].id for i in initial),
+        evaluation=_evaluation_set(data, evaluation, number_of, seed=config.seed),
+        num_training_rows=len(training.texts),
+        num_duplicates=num_duplicates,
+        num_overlapping=num_overlapping,
+    )
+
+
+def _check_kind(config: RunConfig) -> None:
+    pairs, column = build_task(config.task).pairs, config.data.text_pair_column
+    if pairs and column is None:
+        raise UserError(
+            f"task.kind {config.task.kind} expects text pairs but data.text_pair_column is not set: name the column of "
+            "the second text, or set task.kind=single_text"
+        )
+    if not pairs and column is not None:
+        raise UserError(
+            f"task.kind {config.task.kind} expects single texts but data.text_pair_column is {column!r}: "
+            "set task.kind=text_pair, or data.text_pair_column=null"
+        )
+
+
+def _label_names(config: RunConfig, training: Examples) -> tuple[str, ...]:
+    found = sorted(set(training.labels))
+    if len(found) < 2:
+        raise UserError(
+            f"{training.place}: every row has the label {found[0]!r}, expected at least two classes: "
+            f"check data.label_column ({config.data.label_column})"
+        )
+    return config.task.labels or tuple(found)
+
+
+def _usable_rows(training: Examples, evaluation: Examples) -> tuple[list[int], int, int]:
+    """Row numbers that may enter the pool, and how many were duplicates or occur in the evaluation split."""
+    held_out = {_key(text) for text in evaluation.texts}
+    seen: set[Text] = set()
+    rows, num_duplicates, num_overlapping = [], 0, 0
+    for row, text in enumerate(training.texts):
+        key = _key(text)
+        if key in held_out:
+            num_overlapping += 1
+        elif key in seen:
+            num_duplicates += 1
+        else:
+            seen.add(key)
+            rows.append(row)
+    return rows, num_duplicates, num_overlapping
+
+
+def _key(text: Text) -> Text:
+    return " ".join(text.split()) if isinstance(text, str) else (" ".join(text[0].split()), " ".join(text[1].split()))
+
+
+def _pool_rows(data: DataConfig, training: Examples, rows: Sequence[int], *, seed: int) -> list[int]:
+    count = share_or_count(data.pool_size, len(training.texts))
+    if isinstance(data.pool_size, int) and count > len(rows):
+        raise UserError(
+            f"data.pool_size asks for {count} instances but {training.place} has {len(rows)} different texts that "
+            "are not in the evaluation split: lower it, or give a share such as 1.0"
+        )
+    order = permutation(len(rows), seed=seed, purpose="pool")[:count]
+    chosen = [rows[i] for i in np.sort(order)]
+    classes = {training.labels[row] for row in chosen}
+    if len(classes) < 2:
+        what = f"only the label {classes.pop()!r}" if classes else "no instances"
+        raise UserError(
+            f"the pool of {len(chosen)} instances from {training.place} has {what}, expected at least two classes: "
+            "raise data.pool_size, or set another seed"
+        )
+    return chosen
+
+
+def _initial_positions(data: DataConfig, labels: Sequence[int], *, seed: int) -> Indices:
+    count = share_or_count(data.initial_labeled, len(labels))
+    if count > len(labels):
+        raise UserError(
+            f"data.initial_labeled asks for {count} instances but the pool has {len(labels)}: "
+            "lower it, or raise data.pool_size"
+        )
+    if data.initial_method == "stratified":
+        return stratified(labels, count, seed=seed, purpose="initial")
+    return permutation(len(labels), seed=seed, purpose="initial")[:count]
+
+
+def _evaluation_set(
+    data: DataConfig, examples: Examples, number_of: Mapping[str, int], *, seed: int
+) -> tuple[LabeledInstance, ...]:
+    count = share_or_count(data.evaluation_size, len(examples.texts))
+    if count > len(examples.texts):
+        raise UserError(
+            f"data.evaluation_size asks for {count} instances but {examples.place} has {len(examples.texts)}: lower it"
+        )
+    rows = np.sort(permutation(len(examples.texts), seed=seed, purpose="evaluation")[:count])
+    return tuple(
+        LabeledInstance(
+            instance=_instance(f"e-{row:06d}", examples.texts[row]),
+            label=number_of[examples.labels[row]],
+            annotator="hidden",
+            round=0,
+        )
+        for row in rows.tolist()
+    )
+
+
+def _instance(id: str, text: Text) -> Instance:
+    return Instance(id=id, text=text) if isinstance(text, str) else Instance(id=id, text=text[0], text_pair=text[1])

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from genal_ray.errors import UserError
 
 PACKAGE_PREFIX = "package://"
 MINILM = "minilm"
+
+
+DATA_SUFFIXES = (".jsonl", ".csv", ".parquet")
+"""Data files that can be read, each also with .gz behind it."""
+
+
+def is_data_file(value: str) -> bool:
+    """Whether `value` names a file by its suffix, and not a split."""
+    return value.removesuffix(".gz").endswith(DATA_SUFFIXES)
 
 
 def is_local(value: str) -> bool:
@@ -30,6 +40,13 @@ def resolve_path(value: str) -> Path:
     if value.startswith(PACKAGE_PREFIX):
         return Path(__file__).parent / "data" / value.removeprefix(PACKAGE_PREFIX)
     return Path(value).expanduser()
+
+
+def absolute(value: str) -> str:
+    """`value` with a relative local path made absolute; hub names and shorthands stay as they are."""
+    if value == MINILM or value.startswith(PACKAGE_PREFIX) or not is_local(value):
+        return value
+    return os.path.abspath(Path(value).expanduser())
 
 
 def resolve_model(value: str) -> str:

@@ -1,8 +1,8 @@
-"""Plug-ins found by name: `signal` is the one plug-in class of `genal_ray.acquisition.signal`, `my.module:Thing` is anybody's own."""
+"""Plug-ins found by name: `signal` is the one plug-in class of `genal_ray.acquisition.signal`, `my.module:Thing` is
+anybody's own."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import pkgutil
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from genal_ray.errors import UserError
+from genal_ray.validation import suggestion, validate
 
 
 class Plugin(BaseModel):
@@ -42,13 +43,14 @@ def find(package: str, base: type[P], name: str) -> type[P]:
         except (ImportError, AttributeError) as error:
             raise UserError(f"cannot load {name!r}: {error}") from error
         if not (inspect.isclass(cls) and issubclass(cls, base)):
-            raise UserError(f"{name!r} is not a {base.__name__}: derive it from {base.__module__}.{base.__name__}")
+            place = f"{base.__module__}.{base.__name__}"
+            raise UserError(f"{name!r} is not a {base.__name__}: derive it from {place}")
         return cls
     known = names(package)
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"unknown {base.__name__.lower()} {name!r}{hint} (there are: {', '.join(known)})")
+        raise UserError(
+            f"unknown {base.__name__.lower()} {name!r}{suggestion(name, known)} (there are: {', '.join(known)})"
+        )
     module = importlib.import_module(f"{package}.{name}")
     classes = [
         c
@@ -60,11 +62,14 @@ def find(package: str, base: type[P], name: str) -> type[P]:
 
 
 def build(package: str, base: type[P], value: Any) -> P:
-    """A plug-in from its configuration: its name, or a mapping with `name` and hyper-parameters."""
+    """A plug-in from its configuration: its name, or a mapping with `name` and hyper-parameters.
+
+    Raises UserError for an unknown name, and InvalidValues for hyper-parameters that it does not take.
+    """
     if isinstance(value, base):
         return value
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         raise UserError(f"expected a name or a mapping with 'name', got {value!r}")
-    return find(package, base, value["name"]).model_validate(value)
+    return validate(find(package, base, value["name"]), value)

@@ -1,0 +1,295 @@
+"""The sections of a configuration: frozen, bounded, and refused when a key is unknown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    model_validator,
+)
+
+from genal_ray import registry
+from genal_ray.acquisition import Acquisition
+from genal_ray.annotators import Annotator
+from genal_ray.paths import absolute, is_data_file
+from genal_ray.strategies import Strategy
+from genal_ray.tasks import build_task
+
+
+def _size(value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError(f"expected a share such as 0.1 or a count such as 67, got {value!r}")
+    return value
+
+
+def _part(value: Any) -> int | float:
+    size = _size(value)
+    if isinstance(size, float) and size > 1:
+        raise ValueError(f"a share is at most 1.0; write a count as a whole number, got {value!r}")
+    return size
+
+
+Size = Annotated[int | float, PlainValidator(_size)]
+"""A count (int), or a share (float) of what the field names: `67`, `0.001`; a share may be above 1."""
+
+Part = Annotated[int | float, PlainValidator(_part)]
+"""A count (int), or a share (float, at most 1.0) of what the field names."""
+
+Location = Annotated[str, AfterValidator(absolute)]
+"""A hub name, or a path, made absolute because actors run in other directories."""
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+AnyAnnotator = Annotated[
+    SerializeAsAny[Annotator], BeforeValidator(lambda v: registry.build("genal_ray.annotators", Annotator, v))
+]
+AnyStrategy = Annotated[
+    SerializeAsAny[Strategy], BeforeValidator(lambda v: registry.build("genal_ray.strategies", Strategy, v))
+]
+AnyAcquisition = Annotated[
+    SerializeAsAny[Acquisition], BeforeValidator(lambda v: registry.build("genal_ray.acquisition", Acquisition, v))
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class TaskConfig(Section):
+    """What is classified, in words that the generator understands."""
+
+    kind: str = Field("single_text", description="single_text, text_pair, or package.module:Class")
+    domain: str = Field(min_length=1, description="what the texts are, in the plural: 'movie reviews'")
+    labels: tuple[str, ...] | None = Field(
+        None, min_length=2, description="label names in order; default: those of the training split, sorted"
+    )
+    instruction: str | None = Field(None, description="replaces the first line of the prompt; {domain} is filled in")
+    num_examples: int = Field(3, ge=1, le=64, description="in-context examples per prompt (p)")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="further fields of the kind, such as first_name of text_pair"
+    )
+
+    @model_validator(mode="after")
+    def _kind_is_known(self) -> Self:
+        build_task(self)
+        if self.labels is not None and len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels: every name may stand there once, got {', '.join(self.labels)}")
+        return self
+
+
+class DataConfig(Section):
+    """Where real instances come from: a `datasets` hub name, or local JSON lines, CSV or Parquet files."""
+
+    source: Location | None = Field(
+        None, description="hub name or local folder; null when train and evaluation are files of their own"
+    )
+    subset: str | None = Field(None, description="configuration on the hub, such as 'sst2' of 'nyu-mll/glue'")
+    revision: str | None = Field(None, description="commit or tag of the hub data set; default: the newest")
+    train: str = Field("train", description="split name, or file (.jsonl, .csv, .parquet, plain or .gz)")
+    evaluation: str = Field("test", description="split name, or file")
+    text_column: str = "text"
+    text_pair_column: str | None = None
+    label_column: str = "label"
+    label_names: dict[str, str] | None = Field(None, description="raw label value -> label name")
+    pool_size: Part = Field(1.0, description="the real pool: share of the training split, or count")
+    initial_labeled: Part = Field(0.1, description="initial labeled set: share of the pool, or count")
+    initial_method: Literal["random", "stratified"] = "random"
+    evaluation_size: Part = Field(1.0, description="share or count of the evaluation split")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _files_are_absolute(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("source") is not None:
+            return values
+        files = {k: absolute(values[k]) for k in ("train", "evaluation") if isinstance(values.get(k), str)}
+        return {**values, **files}
+
+    @model_validator(mode="after")
+    def _source_is_known(self) -> Self:
+        if self.source is None and not (is_data_file(self.train) and is_data_file(self.evaluation)):
+            raise ValueError(
+                "source is missing (hub name or local folder): give --set data.source=..., or make data.train and "
+                "data.evaluation files (.jsonl, .csv or .parquet, plain or .gz)"
+            )
+        return self
+
+
+class BudgetConfig(Section):
+    """Labels to buy, the initial labeled set included."""
+
+    per_round: Size = Field(0.1, description="share of the pool, or count")
+    total: Size = Field(2.0, description="share of the pool, or count")
+    max_rounds: int | None = Field(None, ge=1)
+
+
+class RewardConfig(Section):
+    """From acquisition scores to PPO rewards (the raw score is heavy-tailed and drifts with the student)."""
+
+    clip_quantile: float = Field(
+        0.95, gt=0.5, le=1.0, description="scores above this quantile of the batch are clipped to it"
+    )
+    standardize: bool = True
+    floor: float = Field(-2.0, description="reward of completions that never reach the pool, after standardising")
+
+
+class GeneratorConfig(Section):
+    """The vLLM engine behind Ray Serve."""
+
+    model: Location = Field(description="hub name or local folder of a causal language model")
+    revision: str | None = None
+    trust_remote_code: bool = False
+    num_replicas: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1)
+    dtype: Dtype = "auto"
+    max_model_len: int = Field(1024, ge=16, description="context in tokens, prompt and completion together")
+    max_tokens: int = Field(64, ge=1, description="longest completion in tokens")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
+    prompts_per_request: int = Field(64, ge=1, description="prompts per Serve call")
+    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
+    kv_cache_gib: float = Field(1.0, gt=0, description="key-value cache on CPU, GiB")
+    weight_transfer: Literal["auto", "file", "nccl", "ipc"] = Field(
+        "auto", description="auto: file on CPU, nccl on GPU"
+    )
+    num_cpus: float = Field(1, ge=0, description="logical CPUs per replica")
+    num_gpus: float = Field(0, ge=0, description="GPUs per replica; tensor_parallel_size of them on GPU nodes")
+    threads: int = Field(1, ge=1)
+    timeout_s: float = Field(600, gt=0, description="for one request, and for one weight hand-over")
+    start_timeout_s: float = Field(600, gt=0)
+    engine: dict[str, Any] = Field(default_factory=dict, description="further vLLM AsyncEngineArgs")
+
+
+class StudentConfig(Section):
+    """The classifier, and how it is trained each round."""
+
+    model: Location = Field(
+        description="hub name or local folder of an encoder or sequence classifier; 'minilm' is the one that ships"
+    )
+    revision: str | None = None
+    trust_remote_code: bool = False
+    num_workers: int = Field(1, ge=1, description="data-parallel training workers")
+    warm_start: bool = Field(False, description="start from the last round's student instead of the pretrained weights")
+    epochs: float = Field(3, gt=0)
+    min_steps: int = Field(200, ge=1, description="at least this many optimiser steps, however small the labeled set")
+    batch_size: int = Field(16, ge=1, description="over all workers")
+    learning_rate: float = Field(5e-5, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_length: int = Field(128, ge=4, description="tokens")
+    dtype: Dtype = "auto"
+    num_cpus: float = Field(1, ge=0, description="per worker")
+    num_gpus: float = Field(0, ge=0, description="per worker")
+    threads: int = Field(1, ge=1, description="per worker")
+    max_failures: int = Field(3, ge=0, description="worker crashes that are survived in one run")
+    timeout_s: float = Field(3600, gt=0, description="for one fit")
+
+
+class ScorerConfig(Section):
+    """The pool of scorer actors."""
+
+    num_actors: int = Field(1, ge=1)
+    encoding: Literal["cls", "mean", "pooler"] = Field("cls", description="the student's encoding of a text (Phi)")
+    normalize: bool = Field(False, description="L2-normalise encodings")
+    dtype: Dtype = "auto"
+    piece_size: int = Field(512, ge=1, description="candidates per piece of work")
+    max_batch_tokens: int = Field(4096, ge=16, description="tokens in one forward pass, padding included")
+    num_cpus: float = Field(1, ge=0, description="per actor")
+    num_gpus: float = Field(0, ge=0, description="per actor")
+    threads: int = Field(1, ge=1, description="per actor")
+    timeout_s: float = Field(600, gt=0, description="for one piece")
+
+
+def _target_modules(value: Any) -> tuple[str, ...] | Literal["all-linear"]:
+    if value == "all-linear":
+        return "all-linear"
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(name, str) for name in value):
+        raise ValueError(f"expected 'all-linear' or a list of module names, got {value!r}")
+    return tuple(value)
+
+
+TargetModules = Annotated[tuple[str, ...] | Literal["all-linear"], PlainValidator(_target_modules)]
+
+
+class LoraConfig(Section):
+    """Low-rank adapters instead of full weights."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: TargetModules = "all-linear"
+
+
+class KLConfig(Section):
+    """Penalty for leaving the pretrained policy: beta * KL(pi || pi_pretrained) per token."""
+
+    coefficient: float = Field(0.05, ge=0, description="beta")
+    adaptive: bool = False
+    target: float = Field(6.0, gt=0, description="nats per sequence, for the adaptive controller")
+    horizon: int = Field(10_000, ge=1, description="sequences, for the adaptive controller")
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+
+
+class LearnerConfig(Section):
+    """PPO on the generator."""
+
+    name: Literal["ppo", "none"] = "ppo"
+    num_workers: int = Field(1, ge=1)
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    dtype: Dtype = "float32"
+    lora: LoraConfig | None = None
+    learning_rate: float = Field(1e-6, gt=0)
+    value_learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    epochs: int = Field(4, ge=1, description="passes over the rollouts")
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step, over all workers")
+    micro_batch_size: int = Field(16, ge=1, description="sequences per forward pass of one worker")
+    clip_range: float = Field(0.2, gt=0)
+    value_clip_range: float = Field(0.2, gt=0)
+    value_coefficient: float = Field(0.5, ge=0)
+    entropy_coefficient: float = Field(0.0, ge=0)
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    importance_cap: float = Field(2.0, ge=1, description="truncation of pi_learner / pi_generator")
+    critic_warmup_rounds: int = Field(0, ge=0, description="first updates that train the value head only")
+    gradient_checkpointing: bool = False
+    kl: KLConfig = KLConfig()
+    num_cpus: float = Field(1, ge=0, description="per worker")
+    num_gpus: float = Field(0, ge=0, description="per worker")
+    threads: int = Field(1, ge=1, description="per worker")
+    timeout_s: float = Field(3600, gt=0, description="for one update")
+
+
+class AnnotatorsConfig(Section):
+    """Who labels what."""
+
+    real: AnyAnnotator = Field(default="hidden", description="labels real instances")  # type: ignore[assignment]
+    synthetic: AnyAnnotator | None = Field(
+        None, description="labels synthetic instances; required when a generator writes them"
+    )
+
+
+class ClusterConfig(Section):
+    """Where it runs."""
+
+    address: str | None = Field(None, description="Ray cluster to join; default: start a private one on this machine")
+    num_cpus: int | None = Field(
+        None, ge=1, description="logical CPUs of a private cluster; default: what the run asks for"
+    )
+    object_store_gib: float = Field(0.5, gt=0.07, description="shared memory of a private cluster, GiB")
+    resource_wait_s: float = Field(60, gt=0, description="how long to wait for resources of a joined cluster")
+    dashboard_port: int | None = Field(
+        None, ge=1024, lt=65536, description="Ray dashboard of a private cluster; default: none"
+    )
+    temp_dir: str | None = Field(None, description="short path for Ray's session files of a private cluster")

@@ -1,0 +1,136 @@
+"""YAML in and out for configurations, with the line of every key and `--set` overrides on top.
+
+YAML 1.2's rules decide what is a number or a truth value (`5e-5` is a number, `no` and `on` are words), and a key
+given twice is an error: PyYAML's own 1.1 rules turn the label names `yes` and `no` into booleans without a word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from genal_ray.errors import UserError
+
+_CORE_SCHEMA = (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("tag:yaml.org,2002:merge", r"<<", "<"),
+)
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML's class-level registry
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would take for something other than a string, so that either reads it back."""
+
+
+for _tag, _pattern, _first in _CORE_SCHEMA:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """Configuration values before they are checked, and where each of them was written."""
+
+    where: str
+    """The file or preset, for errors."""
+    values: dict[str, Any]
+    origins: dict[tuple[str, ...], str] = field(default_factory=dict)
+    """Key path -> `sst2.yaml, line 3` or `--set seed=x`."""
+
+    def origin(self, path: tuple[str, ...]) -> str:
+        """Where the value at `path`, or the nearest section around it, was written."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.origins:
+                return self.origins[path[:end]]
+        return self.where
+
+
+def read_document(text: str, where: str) -> Document:
+    """The mapping that a YAML text holds. Raises UserError with the line where it is not YAML or not a mapping."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        values = None if node is None else loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{where}{line}: this is not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: this is not YAML: {error}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else f"a {type(values).__name__}"
+        raise UserError(f"{where}: expected sections such as 'task:' and 'data:', found {found}")
+    origins: dict[tuple[str, ...], str] = {}
+    _collect_origins(node, (), where, origins)
+    return Document(where=where, values=values, origins=origins)
+
+
+def override(document: Document, setting: str) -> None:
+    """Apply `dotted.key=value` (the value is YAML) in place; a plug-in given by its bare name becomes a section.
+
+    Raises UserError when the setting cannot be read or runs through a plain value.
+    """
+    key, sep, raw = setting.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not sep or not all(path):
+        raise UserError(f"--set {setting!r}: expected key=value, such as generator.max_tokens=48")
+    node = document.values
+    for parent in path[:-1]:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        elif isinstance(child, str):
+            child = node[parent] = {"name": child}
+        elif not isinstance(child, dict):
+            raise UserError(f"--set {setting!r}: {parent!r} is the value {child!r}, not a section")
+        node = child
+    node[path[-1]] = _value(raw, setting)
+    for below in [p for p in document.origins if p[: len(path)] == path]:
+        del document.origins[below]
+    document.origins[path] = f"--set {setting}"
+
+
+def dump(values: Any) -> str:
+    """YAML that `read_document` reads back as it was."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _value(raw: str, setting: str) -> Any:
+    try:
+        return yaml.load(raw, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting!r}: {raw!r} is not a YAML value; quote it: '\"{raw}\"'") from error
+
+
+def _collect_origins(node: Any, path: tuple[str, ...], where: str, origins: dict[tuple[str, ...], str]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*path, str(key.value))
+            origins[inner] = f"{where}, line {key.start_mark.line + 1}"
+            _collect_origins(value, inner, where, origins)

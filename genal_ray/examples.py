@@ -1,0 +1,133 @@
+"""Rows of a split as checked texts and labels.
+
+Table -> column and type checks, label names -> Examples (columns of equal length)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from genal_ray.config_sections import DataConfig
+from genal_ray.errors import UserError
+from genal_ray.readers import Row, Table, open_split
+from genal_ray.types import Text
+from genal_ray.validation import suggestion
+
+PAIR_COLUMN = "text_pair"
+"""A column of this name marks a data set of pairs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """A split in columns; entry i is row i, empty lines not counted."""
+
+    place: str
+    texts: list[Text] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    """Label names."""
+
+
+def read_examples(data: DataConfig, split: str, *, labels: Sequence[str] | None) -> Examples:
+    """All rows of a split. `labels` are the names that may occur; None: any.
+
+    Raises UserError naming file and line for a missing column, a value of the wrong kind, an empty text or an
+    unknown label, and for a split without rows.
+    """
+    table = open_split(data, split)
+    parse = _RowParser(data, table, labels)
+    examples = Examples(place=table.place)
+    for number, row in table.rows:
+        text, label = parse(number, row)
+        examples.texts.append(text)
+        examples.labels.append(label)
+    if not examples.texts:
+        raise UserError(f"{table.place} holds no rows")
+    return examples
+
+
+class _RowParser:
+    """Takes text and label out of the rows of one table."""
+
+    def __init__(self, data: DataConfig, table: Table, labels: Sequence[str] | None) -> None:
+        self._data = data
+        self._table = table
+        self._known = None if labels is None else frozenset(labels)
+        self._class_names = table.class_names.get(data.label_column)
+
+    def __call__(self, number: int, row: Row) -> tuple[Text, str]:
+        data = self._data
+        if data.text_pair_column is None:
+            if PAIR_COLUMN in row and data.text_column != PAIR_COLUMN:
+                raise UserError(
+                    f"{self._table.at(number)}: text pairs (there is a column {PAIR_COLUMN!r}) where single texts are "
+                    f"expected: set task.kind=text_pair and data.text_pair_column={PAIR_COLUMN}, or drop the column"
+                )
+            return self._text(number, row, "text_column"), self._label(number, row)
+        pair = self._text(number, row, "text_column"), self._text(number, row, "text_pair_column")
+        return pair, self._label(number, row)
+
+    def _text(self, number: int, row: Row, key: str) -> str:
+        column: str = getattr(self._data, key)
+        value = self._value(number, row, column, key)
+        if not isinstance(value, str):
+            pair = isinstance(value, Sequence | Mapping) and self._data.text_pair_column is None
+            hint = ": for text pairs set task.kind=text_pair and one column for each text" if pair else ""
+            raise UserError(f"{self._table.at(number)}: column {column!r} should hold text, found {value!r:.80}{hint}")
+        if not value or value.isspace():
+            raise UserError(f"{self._table.at(number)}: column {column!r} is empty: fill in the text or drop the row")
+        if not value.isascii():
+            self._check_unicode(number, column, value)
+        return value
+
+    def _check_unicode(self, number: int, column: str, value: str) -> None:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} is not valid Unicode ({error.reason}): mend the row"
+            ) from error
+
+    def _label(self, number: int, row: Row) -> str:
+        column = self._data.label_column
+        value = self._value(number, row, column, "label_column")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(f"{self._table.at(number)}: column {column!r} should hold a label, found {value!r:.80}")
+        name = self._name(number, value)
+        if self._known is not None and name not in self._known:
+            raise UserError(
+                f"{self._table.at(number)}: unknown label {name!r}{suggestion(name, sorted(self._known))} "
+                f"(labels: {', '.join(sorted(self._known))}); set task.labels or data.label_names"
+            )
+        return name
+
+    def _name(self, number: int, value: str | int) -> str:
+        given, class_names = self._data.label_names, self._class_names
+        if given is not None:
+            if str(value) not in given:
+                raise UserError(
+                    f"{self._table.at(number)}: unknown label {value!r}: data.label_names has "
+                    f"{', '.join(map(repr, given))}"
+                )
+            return given[str(value)]
+        if class_names is not None and isinstance(value, int):
+            if not 0 <= value < len(class_names):
+                raise UserError(
+                    f"{self._table.at(number)}: unknown label {value}: the data set names 0 to {len(class_names) - 1}"
+                    + (" (-1 stands for hidden labels: take another split)" if value == -1 else "")
+                )
+            return class_names[value]
+        return str(value)
+
+    def _value(self, number: int, row: Row, column: str, key: str) -> Any:
+        try:
+            return row[column]
+        except KeyError as error:
+            known = [str(name) for name in row]
+            raise UserError(
+                f"{self._table.at(number)}: no column {column!r}{suggestion(column, known)} "
+                f"(there are: {', '.join(known)}); set data.{key}"
+            ) from error

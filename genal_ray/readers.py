@@ -1,0 +1,228 @@
+"""Rows of a split, one at a time, with the place of each for error messages.
+
+    hub name + split ------------> datasets ---\
+    folder + split or file name -> .parquet ----+-> Table(rows of (number, {column: value}))
+                                   .jsonl, .csv-/     number: line of the file, or row of the split
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from genal_ray.config_sections import DataConfig
+from genal_ray.errors import UserError
+from genal_ray.paths import DATA_SUFFIXES, is_data_file, is_local, resolve_path
+from genal_ray.validation import suggestion
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A split that is ready to be read."""
+
+    place: str
+    """The file, or the hub data set and split."""
+    unit: str
+    """What `rows` counts: `line` of a file, 1 for the first, or `row`, 0 for the first."""
+    rows: Iterator[tuple[int, Row]]
+    class_names: Mapping[str, tuple[str, ...]]
+    """Column -> names of its integer labels, where the data carries them."""
+
+    def at(self, number: int) -> str:
+        return f"{self.place}, {self.unit} {number}"
+
+
+def open_split(data: DataConfig, split: str) -> Table:
+    """The rows of a split: of a hub data set, of a folder's file `<split>.jsonl` (or .csv, .parquet, plain or .gz),
+    or of the file that `split` names.
+
+    Raises UserError when there is no such data set, split or file, and while reading, for a row that is not readable.
+    """
+    if data.source is not None and not is_local(data.source):
+        return read_hub(data.source, split, subset=data.subset, revision=data.revision)
+    if data.source is None:
+        return read_file(resolve_path(split))
+    folder = resolve_path(data.source)
+    if folder.is_file():
+        raise UserError(f"data.source {folder} is a file: give its folder, or data.train and data.evaluation as files")
+    if not folder.is_dir():
+        raise UserError(f"data.source {folder}: no such folder{_near_folder(folder)}")
+    return read_file(_file_of_split(folder, split))
+
+
+def read_file(path: Path) -> Table:
+    """The rows of a JSON lines, CSV or Parquet file, plain or .gz, recognised by its suffix."""
+    if not path.is_file():
+        raise UserError(f"data file {path}: no such file{_contents(path.parent)}")
+    suffix = Path(path.name.removesuffix(".gz")).suffix
+    if suffix == ".parquet":
+        return _read_parquet(path)
+    if suffix not in DATA_SUFFIXES:
+        raise UserError(f"data file {path}: expected {', '.join(DATA_SUFFIXES)}, plain or .gz")
+    rows = _json_rows(path) if suffix == ".jsonl" else _csv_rows(path)
+    return Table(place=str(path), unit="line", rows=rows, class_names={})
+
+
+def read_hub(name: str, split: str, *, subset: str | None = None, revision: str | None = None) -> Table:
+    """The rows of a split of a `datasets` hub data set, or of any folder that `datasets.load_dataset` takes."""
+    import datasets
+
+    place = f"data set {name}" + (f" ({subset})" if subset else "") + f", split {split}"
+    try:
+        loaded = datasets.load_dataset(name, subset, split=split, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(
+            f"{place} cannot be loaded: {error}\n"
+            "Check data.source (hub name or local folder), data.subset and the split names, and that the hub can be "
+            "reached: offline (HF_HUB_OFFLINE=1) only what was downloaded before can be used"
+        ) from error
+    names = {
+        column: tuple(feature.names)
+        for column, feature in loaded.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return Table(place=place, unit="row", rows=enumerate(loaded), class_names=names)
+
+
+def _file_of_split(folder: Path, split: str) -> Path:
+    if is_data_file(split):
+        return folder / split
+    candidates = [folder / f"{split}{suffix}{gz}" for suffix in DATA_SUFFIXES for gz in ("", ".gz")]
+    found = [path for path in candidates if path.is_file()]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise UserError(f"{folder} has {names} for the split {split!r}: name one of the files instead of the split")
+    if not found:
+        raise UserError(f"{folder} has no file for the split {split!r}{_contents(folder)}")
+    return found[0]
+
+
+def _contents(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"; the folder {folder} does not exist either"
+    files = sorted(path.name for path in folder.iterdir() if is_data_file(path.name))
+    return f"; there are: {', '.join(files[:20])}" if files else f"; {folder} holds no data files"
+
+
+def _near_folder(folder: Path) -> str:
+    parent = folder.parent
+    known = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
+    return suggestion(folder.name, known)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and decoded lines, without a byte order mark, their line breaks kept."""
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{path}, line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at position "
+                        f"{error.start}): convert the file, such as with `iconv -f latin1 -t utf-8`"
+                    ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path}, after line {number}: the gzip file is damaged or cut off: {error}") from error
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    decode = json.JSONDecoder().decode
+    for number, line in _lines(path):
+        if line.isspace():
+            continue
+        try:
+            row = decode(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise UserError(f"{path}, line {number}: not JSON ({reason}): {_excerpt(line)}") from error
+        if not isinstance(row, dict):
+            hint = "; a JSON array has to be written as one object a line" if isinstance(row, list) else ""
+            raise UserError(f"{path}, line {number}: expected an object {{...}}, found {_excerpt(line)}{hint}")
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    numbered = _Counted(_lines(path))
+    reader = csv.reader(numbered, strict=True)
+    try:
+        header = next(reader, [])
+        start = numbered.line + 1
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                raise UserError(
+                    f"{path}, line {start}: {len(fields)} fields where the header has {len(header)}: "
+                    "quote fields that hold commas or line breaks"
+                )
+            if fields:
+                yield start, dict(zip(header, fields, strict=True))
+            start = numbered.line + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {numbered.line}: not CSV: {error}") from error
+
+
+class _Counted:
+    """Lines for the CSV reader, remembering the number of the last one."""
+
+    def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
+        self._lines = lines
+        self.line = 0
+
+    def __iter__(self) -> _Counted:
+        return self
+
+    def __next__(self) -> str:
+        self.line, text = next(self._lines)
+        return text
+
+
+def _read_parquet(path: Path) -> Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path)
+    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: not a Parquet file: {error}") from error
+    class_names = _class_names(file.schema_arrow.metadata)
+    return Table(place=str(path), unit="row", rows=_parquet_rows(file, path), class_names=class_names)
+
+
+def _parquet_rows(file: Any, path: Path) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+
+    number = 0
+    try:
+        for batch in file.iter_batches():
+            for row in batch.to_pylist():
+                yield number, row
+                number += 1
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}, row {number} or after it: the Parquet file cannot be read: {error}") from error
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str, ...]]:
+    """Names of integer labels that `datasets` writes into the Parquet files it exports."""
+    if not metadata or b"huggingface" not in metadata:
+        return {}
+    features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    return {column: tuple(f["names"]) for column, f in features.items() if isinstance(f, dict) and "names" in f}
+
+
+def _excerpt(line: str) -> str:
+    line = line.strip()
+    return line if len(line) <= 80 else line[:77] + "..."

@@ -1,0 +1,52 @@
+"""Which rows become the pool, the initial labeled set and the evaluation set: by seed, and by nothing else.
+
+Every choice has a random generator of its own, and takes the first n of a permutation: a larger pool holds the
+smaller one of the same seed, and changing one size leaves the other choices alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from genal_ray.seeds import derive_seed
+
+Indices = npt.NDArray[np.int64]
+
+
+def permutation(size: int, *, seed: int, purpose: str) -> Indices:
+    """A random order of `size` items, the same on every platform."""
+    return np.random.default_rng(derive_seed(seed, purpose)).permutation(size)
+
+
+def stratified(labels: Sequence[int], count: int, *, seed: int, purpose: str) -> Indices:
+    """`count` positions whose labels are spread as in `labels`, in random order.
+
+    Seats go by largest remainder; every class gets one first when there are enough, the most frequent class first.
+    """
+    order = permutation(len(labels), seed=seed, purpose=purpose)
+    values, sizes = np.unique(np.asarray(labels), return_counts=True)
+    seats = _seats(sizes, count)
+    shuffled = np.asarray(labels)[order]
+    chosen = [np.flatnonzero(shuffled == value)[:n] for value, n in zip(values, seats, strict=True)]
+    positions: Indices = order[np.sort(np.concatenate(chosen))]
+    return positions
+
+
+def _seats(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """How many of `count` seats each class gets."""
+    quota = sizes * (count / sizes.sum())
+    seats = np.floor(quota).astype(np.int64)
+    if count >= len(sizes):
+        seats = np.maximum(seats, 1)
+    while seats.sum() != count:
+        surplus = quota - seats
+        if seats.sum() < count:
+            surplus[seats >= sizes] = -np.inf
+            seats[np.argmax(surplus)] += 1
+        else:
+            surplus[seats <= 1] = np.inf
+            seats[np.argmin(surplus)] -= 1
+    return seats
