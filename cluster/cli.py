@@ -1,0 +1,225 @@
+"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `plan`, `presets`, `doctor`, `train-annotator`.
+
+Exit codes: 0 done (or stopped on request), 2 wrong usage or input, 1 failed, 130 interrupted before the run began.
+Ray and torch are imported by the commands that need them, so that help and input errors are immediate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.exceptions import TyperException
+
+import genal_ray
+from cluster.console import console, show_outcome, view
+from genal_ray.config import RunConfig, load_config
+from genal_ray.config import presets as shipped_presets
+from genal_ray.errors import GenalRayError, UserError
+from genal_ray.store import RunDirectory
+
+app = typer.Typer(
+    name="genal-ray",
+    help="Generative active learning on Ray. Begin with: genal-ray run demo",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="YAML file, or the name of a preset")]
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="run directory")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a key of the configuration; may be given many times"),
+]
+Address = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="join this Ray cluster (host:port, or auto)")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="one JSON object on standard output")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns the exit code."""
+    try:
+        code = app(args=list(sys.argv[1:] if arguments is None else arguments), standalone_mode=False)
+    except TyperException as error:
+        return _complain(f"{error.format_message()}\nSee: genal-ray --help", error.exit_code)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except GenalRayError as error:
+        return _complain(f"failed: {error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted before the run began", 130)
+    except Exception as error:
+        return _unexpected(error)
+    return code if isinstance(code, int) else 0
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"genal-ray {genal_ray.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog="Example: genal-ray run demo --set budget.max_rounds=3 --output-dir runs/first")
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="run directory, new or empty (default: runs/<name>)")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Run a configuration from the beginning to the end of its budget."""
+    from cluster.launch import run_directory
+
+    loaded = load_config(config, overrides or [])
+    _launch(loaded, RunDirectory(run_directory(loaded, output_dir)), address=address, resume=False)
+
+
+@app.command(epilog="Example: genal-ray resume runs/first")
+def resume(directory: Directory, address: Address = None) -> None:
+    """Go on with a run that was stopped or failed; finished stages are not repeated."""
+    store = RunDirectory(directory)
+    _launch(store.load_config(), store, address=address, resume=True)
+
+
+@app.command(epilog="Example: genal-ray status runs/first --json")
+def status(directory: Directory, as_json: AsJson = False) -> None:
+    """What a run is doing, or what its directory tells when nothing works on it."""
+    from cluster.control import read_status
+
+    found = read_status(RunDirectory(directory))
+    if as_json:
+        _print_json({"directory": str(directory.absolute()), **asdict(found)})
+        return
+    to = console()
+    show_outcome(to, found, directory.absolute())
+    for stage in found.stages:
+        typer.echo(f"in progress     round {found.round} {stage.name}: {stage.done} of {stage.total or '?'}")
+
+
+@app.command(epilog="Example: genal-ray stop runs/first")
+def stop(
+    directory: Directory,
+    now: Annotated[bool, typer.Option("--now", help="break off the stages in progress")] = False,
+) -> None:
+    """Ask a run to end after the stages in progress; it can be resumed."""
+    from cluster.control import ask_to_stop
+
+    typer.echo(ask_to_stop(RunDirectory(directory), now=now))
+
+
+@app.command(epilog="Example: genal-ray plan sst2 --set generator.num_replicas=2")
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="run directory that would be used")] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """The resolved configuration, its budget, and what it would place where; refuses what does not fit."""
+    from cluster.plan import make_plan
+
+    loaded = load_config(config, overrides or [])
+    planned = make_plan(loaded, output_dir=output_dir, address=address)
+    if as_json:
+        _print_json(planned.as_json())
+    else:
+        typer.echo(planned.as_text())
+
+
+@app.command(epilog="Example: genal-ray presets --json")
+def presets(as_json: AsJson = False) -> None:
+    """The configurations that ship."""
+    described = {name: _first_comment(path) for name, path in shipped_presets().items()}
+    if as_json:
+        files = {name: str(path) for name, path in shipped_presets().items()}
+        _print_json({"presets": [{"name": n, "description": d, "file": files[n]} for n, d in described.items()]})
+        return
+    width = max(map(len, described), default=0)
+    for name, text in described.items():
+        typer.echo(f"{name:<{width}}  {text}")
+
+
+@app.command(epilog="Example: genal-ray doctor --deep")
+def doctor(
+    as_json: AsJson = False,
+    deep: Annotated[bool, typer.Option("--deep", help="also import vLLM and start Ray with one actor")] = False,
+) -> int:
+    """Versions, devices, memory, disk, ports and model access; exit code 1 when something is missing."""
+    from cluster.doctor import examine
+
+    findings = examine(deep=deep)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        for finding in findings:
+            typer.echo(f"{finding.verdict:<5} {finding.subject:<16} {finding.detail}")
+    return 1 if any(finding.verdict == "fail" for finding in findings) else 0
+
+
+@app.command(epilog="Example: genal-ray train-annotator sst2 --output-dir models/sst2-annotator")
+def train_annotator(
+    config: Config,
+    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="folder for the classifier, new or empty")],
+    overrides: Overrides = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="train on this many rows only (default: the full training split)")
+    ] = None,
+) -> None:
+    """Train the classifier that labels synthetic instances, on the full training set, and measure its accuracy."""
+    from cluster.annotator import train
+
+    trained = train(load_config(config, overrides or []), output_dir, rows=rows)
+    typer.echo(trained)
+
+
+def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool) -> None:
+    from cluster.launch import launch
+
+    to = console()
+    ended = launch(config, store, address=address, resume=resume, view=view(to))
+    show_outcome(to, ended, store.path)
+
+
+def _complain(message: str, code: int) -> int:
+    typer.echo(f"genal-ray: {message}", err=True)
+    return code
+
+
+def _unexpected(error: Exception) -> int:
+    """A fault of ours: one line for the user, and the traceback in a file."""
+    kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    kept.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return _complain(f"failed: {type(error).__name__}: {error}\nTraceback: {kept}", 1)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _first_comment(path: Path) -> str:
+    line = path.read_text(encoding="utf-8").partition("\n")[0]
+    return line.removeprefix("#").strip() if line.startswith("#") else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What the user sees of a run: progress bars and a growing table on a terminal, one plain line per round elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from genal_ray.status import RunStatus, StageStatus, State
+from genal_ray.types import RoundReport
+
+_COLUMNS = (
+    ("labels", "al/num_labels", "{:.0f}"),
+    ("accuracy", "al/accuracy", "{:.4f}"),
+    ("reward", "rl/reward_mean", "{:.4f}"),
+    ("KL", "rl/kl", "{:.4f}"),
+    ("tokens/s", "gen/tokens_per_s", "{:.0f}"),
+    ("instances/s", "score/instances_per_s", "{:.0f}"),
+    ("seconds", "timing/round", "{:.1f}"),
+)
+_PLAIN_WIDTH = 110
+"""Columns where the output is no terminal: Rich would fall back to 80 and cut the table."""
+
+
+class View(Protocol):
+    """Is shown a run while it works."""
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        ...
+
+    def update(self, status: RunStatus) -> None: ...
+
+    def close(self) -> None:
+        """No more updates come."""
+        ...
+
+
+class NoView:
+    """Shows nothing: for notebooks and tests."""
+
+    def say(self, text: str) -> None:
+        pass
+
+    def update(self, status: RunStatus) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that never breaks what it prints for being piped into a file."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+def view(to: Console) -> View:
+    return TerminalView(to) if to.is_terminal else PlainView(to)
+
+
+class PlainView:
+    """One line per round, as it is committed."""
+
+    def __init__(self, to: Console) -> None:
+        self._console = to
+        self._shown = -1
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+    def update(self, status: RunStatus) -> None:
+        for report in status.reports:
+            if report.round > self._shown:
+                cells = ", ".join(
+                    f"{name} {cell}"
+                    for (name, _, _), cell in zip(_COLUMNS, _cells(report), strict=True)
+                    if cell != "-"
+                )
+                self.say(f"round {report.round} of {status.num_rounds}: {cells}")
+                self._shown = report.round
+
+    def close(self) -> None:
+        pass
+
+
+class TerminalView:
+    """The table of rounds so far, and below it a bar for each stage in progress."""
+
+    def __init__(self, to: Console) -> None:
+        self._status = RunStatus(state=State.STARTING, round=0, num_rounds=0, num_labels=0, budget=0)
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=to
+        )
+        self._tasks: dict[tuple[int, str], TaskID] = {}
+        self._live = Live(console=to, get_renderable=self._render, refresh_per_second=8, transient=True)
+        self._live.start()
+
+    def say(self, text: str) -> None:
+        self._live.console.print(escape(text), soft_wrap=True)
+
+    def update(self, status: RunStatus) -> None:
+        self._status = status
+        current = {(status.round, stage.name): stage for stage in status.stages}
+        for key in self._tasks.keys() - current.keys():
+            self._bars.remove_task(self._tasks.pop(key))
+        for key, stage in current.items():
+            self._show(key, stage)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _show(self, key: tuple[int, str], stage: StageStatus) -> None:
+        total = stage.total or None
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(f"round {key[0]} {escape(stage.name)}", total=total)
+        self._bars.update(self._tasks[key], completed=stage.done, total=total)
+
+    def _render(self) -> Group:
+        status = self._status
+        line = f"{status.state}, {status.num_labels} of {status.budget} labels"
+        rows = [rounds_table(status.reports)] if status.reports else []
+        return Group(*rows, line, self._bars)
+
+
+def rounds_table(reports: tuple[RoundReport, ...]) -> Table:
+    """One row per committed round."""
+    table = Table("round", *(name for name, _, _ in _COLUMNS), box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    for report in reports:
+        table.add_row(str(report.round), *_cells(report))
+    return table
+
+
+def show_outcome(to: Console, status: RunStatus, directory: Path) -> None:
+    """The table of rounds, how the run ended, and where to look next."""
+    to.print()
+    if status.reports:
+        to.print(rounds_table(status.reports))
+        to.print()
+    ended = {State.DONE: "done", State.STOPPED: "stopped"}.get(status.state, str(status.state))
+    lines = [
+        f"{ended}: {status.num_labels} of {status.budget} labels in {max(len(status.reports) - 1, 0)} rounds",
+        f"run directory   {directory}",
+        f"metrics         {directory / 'metrics.jsonl'}",
+        f"curves          tensorboard --logdir {directory / 'tensorboard'}",
+    ]
+    if status.state is not State.DONE:
+        lines.append(f"go on           genal-ray resume {directory}")
+    for line in lines:
+        to.print(escape(line), soft_wrap=True)
+
+
+def _cells(report: RoundReport) -> list[str]:
+    """A cell per column; `-` for what the round did not measure or could not (NaN is null in the files)."""
+    values = [report.metrics.get(key) for _, key, _ in _COLUMNS]
+    return [
+        "-" if value is None else form.format(value) for (_, _, form), value in zip(_COLUMNS, values, strict=True)
+    ]

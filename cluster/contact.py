@@ -1,0 +1,100 @@
+"""How another terminal reaches the driver of a run: the file driver.json in the run directory, there while it lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from genal_ray.files import write_json
+from genal_ray.store import RunDirectory
+
+_CONNECT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contact:
+    """Where a driver can be reached."""
+
+    address: str
+    """Of the Ray cluster, host:port."""
+    namespace: str
+    actor: str
+    host: str
+    pid: int
+    """Of the launcher, on `host`."""
+    auth_mode: str | None
+    """RAY_AUTH_MODE of the launcher: a cluster that wants a token refuses those who come without."""
+
+
+def announce(store: RunDirectory, *, address: str, namespace: str, actor: str) -> None:
+    contact = Contact(
+        address=address,
+        namespace=namespace,
+        actor=actor,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        auth_mode=os.environ.get("RAY_AUTH_MODE"),
+    )
+    write_json(store.driver_file, asdict(contact))
+
+
+def withdraw(store: RunDirectory) -> None:
+    store.driver_file.unlink(missing_ok=True)
+
+
+def read_contact(store: RunDirectory) -> Contact | None:
+    """The contact of a driver that seems to be alive: its file is there, its launcher runs, its cluster answers."""
+    try:
+        contact = Contact(**json.loads(store.driver_file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+    return contact if _launcher_runs(contact) and _answers(contact.address) else None
+
+
+@contextmanager
+def connected(contact: Contact) -> Iterator[Any]:
+    """The handle of the driver actor, or None when it is gone."""
+    if contact.auth_mode is not None:
+        os.environ.setdefault("RAY_AUTH_MODE", contact.auth_mode)
+    import ray
+
+    try:
+        yield _find(contact)
+    finally:
+        ray.shutdown()
+
+
+def _find(contact: Contact) -> Any:
+    import ray
+
+    try:
+        ray.init(address=contact.address, namespace=contact.namespace, logging_level="ERROR", log_to_driver=False)
+        return ray.get_actor(contact.actor, namespace=contact.namespace)
+    except (ConnectionError, ValueError):
+        return None
+
+
+def _launcher_runs(contact: Contact) -> bool:
+    if contact.host != socket.gethostname():
+        return True
+    try:
+        os.kill(contact.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            return True
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,63 @@
+"""Reading and stopping a run from another terminal, through its driver or, when none lives, its directory."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from cluster.contact import connected, read_contact
+from genal_ray.errors import UserError
+from genal_ray.status import RunStatus, State
+from genal_ray.store import RunDirectory
+
+_ANSWER_S = 30.0
+
+
+def read_status(store: RunDirectory) -> RunStatus:
+    """The driver's own status, or what the directory tells. Raises UserError when it is no run directory."""
+    config = store.load_config()
+    contact = read_contact(store)
+    if contact is not None:
+        import ray
+
+        with connected(contact) as driver:
+            if driver is not None:
+                live: RunStatus = ray.get(driver.status.remote(), timeout=_ANSWER_S)
+                return live
+    reports = tuple(store.reports())
+    bought = int(reports[-1].metrics["al/num_labels"]) if reports else 0
+    budget = _recorded_budget(store)
+    total = int(budget.get("total", 0))
+    done = bool(total) and bought >= total
+    return RunStatus(
+        state=State.DONE if done else State.STOPPED,
+        round=max(len(reports) - 1, 0),
+        num_rounds=int(budget.get("num_rounds", config.budget.max_rounds or 0)),
+        num_labels=bought,
+        budget=total,
+        reports=reports,
+    )
+
+
+def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
+    """Ask the driver to end; returns what was done. Raises UserError when nothing works on the run."""
+    store.load_config()
+    contact = read_contact(store)
+    if contact is not None:
+        import ray
+
+        with connected(contact) as driver:
+            if driver is not None:
+                ray.get(driver.stop.remote(now=now), timeout=_ANSWER_S)
+                when = "now" if now else "after the stages in progress"
+                return f"asked to stop {when}; go on later with: genal-ray resume {store.path}"
+    raise UserError(f"nothing works on {store.path}, so there is nothing to stop; see `genal-ray status {store.path}`")
+
+
+def _recorded_budget(store: RunDirectory) -> dict[str, Any]:
+    """The budget in labels, as the launcher recorded it; empty for a directory without the record."""
+    try:
+        recorded: dict[str, Any] = json.loads((store.path / "budget.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return recorded

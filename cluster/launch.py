@@ -1,0 +1,179 @@
+"""Launching a run: everything is checked first, then a cluster, then the driver, which is watched until it ends.
+
+    preflight ─► resources ─► Ray (private or joined) ─► driver actor ─► status, twice a second ─► view
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from cluster import contact
+from cluster.console import NoView, View
+from cluster.machine import this_machine
+from cluster.resources import Placement, check_local, requirements
+from genal_ray.config import RunConfig, load_config
+from genal_ray.errors import GenalRayError, RunError, UserError
+from genal_ray.status import RunStatus
+from genal_ray.store import RunDirectory
+
+_POLL_S = 0.5
+_STATUS_TIMEOUT_S = 30.0
+_STOP_NOW_S = 60.0
+
+
+def run(
+    source: str,
+    overrides: Sequence[str] = (),
+    *,
+    output_dir: str | None = None,
+    address: str | None = None,
+    view: View | None = None,
+) -> Path:
+    """Run a configuration file or preset from the beginning; returns the run directory.
+
+    Raises UserError before anything starts, RunError when the run failed or was cut off.
+    """
+    config = load_config(source, list(overrides))
+    store = RunDirectory(run_directory(config, output_dir))
+    launch(config, store, address=address, resume=False, view=view or NoView())
+    return store.path
+
+
+def run_directory(config: RunConfig, output_dir: str | None) -> Path:
+    """Where a run goes: the option, else the configuration's output_dir, else runs/<name>."""
+    return Path(output_dir or config.output_dir or Path("runs") / config.name).expanduser().absolute()
+
+
+def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
+    """Check, start and watch a run; returns its last status, DONE or STOPPED.
+
+    Raises UserError before anything starts, RunError when the run failed.
+    """
+    from genal_ray import preflight
+
+    if contact.read_contact(store) is not None:
+        raise UserError(f"{store.path} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+    address = address or config.cluster.address
+    preflight.check(config, output_dir=store.path, resume=resume)
+    placements = requirements(config)
+    if address is None:
+        check_local(config, placements, this_machine(store.path))
+    with _cluster(config, placements, address) as session:
+        if address is not None:
+            from cluster.session import wait_for_cluster
+
+            view.say(f"waiting for resources of the cluster at {address}")
+            wait_for_cluster(placements, config.cluster.resource_wait_s)
+        if not resume:
+            store.create(config)
+        try:
+            return _drive(config, store, session.address, view)
+        except RunError as error:
+            raise RunError(f"{error}{_evidence(session, store)}") from error
+
+
+def _cluster(config: RunConfig, placements: Sequence[Placement], address: str | None) -> AbstractContextManager[Any]:
+    from cluster import session
+
+    return session.private_cluster(config, placements) if address is None else session.joined_cluster(config, address)
+
+
+def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> RunStatus:
+    """Start the driver, tell other terminals where it is, and watch it to its end."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.driver import Driver
+    from cluster.session import NAMESPACE
+
+    name = f"driver-{config.name}-{config.fingerprint()}"
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Driver).options(
+        name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
+    )
+    driver = actor.remote(config.to_yaml(), str(store.path))
+    contact.announce(store, address=address, namespace=NAMESPACE, actor=name)
+    try:
+        with interrupts() as pressed:
+            return _watch(driver, store, view, pressed)
+    finally:
+        contact.withdraw(store)
+        view.close()
+
+
+def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> RunStatus:
+    """Show the driver's status until its work ends; pass interrupts on to it."""
+    import ray
+    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+    work = driver.run.remote()
+    heard = 0
+    try:
+        while True:
+            done, _ = ray.wait([work], timeout=_POLL_S)
+            if len(pressed) > heard:
+                heard = _pass_on(driver, len(pressed), store, view)
+            try:
+                status: RunStatus = ray.get(driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
+            except GetTimeoutError:
+                continue
+            view.update(status)
+            if done:
+                ray.get(work)
+                return status
+    except RayTaskError as error:
+        raise _failure(error, store) from error
+    except RayActorError as error:
+        raise RunError(
+            f"the driver process died: {error}\nWhat was done is kept; go on with: genal-ray resume {store.path}"
+        ) from error
+
+
+def _pass_on(driver: Any, count: int, store: RunDirectory, view: View) -> int:
+    """Interrupts so far: one stops after the stage in progress, two at once, three abandon the driver."""
+    if count >= 3:
+        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.path}")
+    driver.stop.remote(now=count == 2)
+    view.say(
+        "stopping after the stages in progress; once more to stop now"
+        if count == 1
+        else "stopping now; once more to abandon the driver"
+    )
+    return count
+
+
+def _failure(error: Any, store: RunDirectory) -> GenalRayError:
+    """The driver's own error where it raised one of ours, else a RunError that says where its traceback is."""
+    cause = error.cause
+    if isinstance(cause, UserError):
+        return cause
+    what = str(cause) if isinstance(cause, RunError) else f"{type(cause).__name__}: {cause}"
+    return RunError(f"{what}\nTraceback: {store.path / 'error.log'}; go on with: genal-ray resume {store.path}")
+
+
+def _evidence(session: Any, store: RunDirectory) -> str:
+    from cluster.session import last_error_lines
+
+    logs = session.keep_logs(store.path)
+    return "" if logs is None else f"\nLogs of the processes: {logs}\n{last_error_lines(logs)}"
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Collects the SIGINT and SIGTERM signals that arrive, instead of being ended by them."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield pressed
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,58 @@
+"""What Ray's workers are given: the same source tree as the launcher's, and the environment that the libraries need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import genal_ray
+from genal_ray.config import RunConfig
+from genal_ray.paths import is_local
+
+_NOT_UPLOADED = [".git", ".venv*", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache", "dist", "build"]
+
+
+def source_root() -> Path:
+    """The folder that holds the packages genal_ray, actors and cluster."""
+    return Path(genal_ray.__file__).resolve().parents[1]
+
+
+def is_installed() -> bool:
+    """Whether the packages were installed as a wheel, so that every node of a cluster has them from its image."""
+    return source_root().name in ("site-packages", "dist-packages")
+
+
+def uses_hub(config: RunConfig) -> bool:
+    """Whether the configuration names a model or data set of the Hugging Face hub."""
+    named = [config.student.model, config.data.source]
+    named += [] if config.generator is None else [config.generator.model]
+    named += [getattr(a, "model", None) for a in (config.annotators.real, config.annotators.synthetic)]
+    return any(isinstance(name, str) and not is_local(name) for name in named)
+
+
+def environment(config: RunConfig) -> dict[str, str]:
+    """Environment variables of every worker."""
+    variables = {
+        "TOKENIZERS_PARALLELISM": "false",
+        # Actors without a GPU must not see any: a scorer on CPU would otherwise take memory on the engine's device.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    }
+    if not uses_hub(config):
+        variables["HF_HUB_OFFLINE"] = "1"
+    return variables
+
+
+def runtime_env(config: RunConfig, *, joined: bool) -> dict[str, Any]:
+    """Ray's `runtime_env` for a private cluster, or for one that was joined.
+
+    Workers on this machine import the launcher's tree. A joined cluster has the packages in its image, or, when the
+    launcher runs from a checkout, is sent that checkout as `working_dir`.
+    """
+    variables = environment(config)
+    if not joined:
+        search = [str(source_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return {"env_vars": {**variables, "PYTHONPATH": os.pathsep.join(search)}}
+    if is_installed():
+        return {"env_vars": variables}
+    return {"env_vars": variables, "working_dir": str(source_root()), "excludes": _NOT_UPLOADED}

@@ -1,0 +1,137 @@
+"""The Ray cluster of a run: a private one on this machine, or one that is joined; and what is left of it afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.util import placement_group, remove_placement_group
+
+from cluster.machine import GIB
+from cluster.resources import Placement, describe, private_cpus
+from cluster.runtime_env import runtime_env
+from genal_ray.config import RunConfig
+from genal_ray.errors import UserError
+
+NAMESPACE = "genal-ray"
+_TAIL_LINES = 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A connection to Ray."""
+
+    address: str
+    """Where another terminal on this machine can join: host and port of the control store."""
+    logs: Path | None
+    """Log files of a private cluster; None for a joined one, which keeps its own."""
+
+    def keep_logs(self, directory: Path) -> Path | None:
+        """Copy the logs of a private cluster to `directory`/logs/<time>, before they go with it."""
+        if self.logs is None or not self.logs.is_dir():
+            return None
+        kept = directory / "logs" / time.strftime("%Y%m%d-%H%M%S")
+        shutil.copytree(self.logs, kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        return kept
+
+
+@contextmanager
+def private_cluster(config: RunConfig, placements: Sequence[Placement]) -> Iterator[Session]:
+    """A Ray cluster of this process alone, gone with its files at the end."""
+    parent = Path(config.cluster.temp_dir or tempfile.gettempdir())
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="gr-", dir=parent)
+    port = config.cluster.dashboard_port
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        context = ray.init(
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=private_cpus(config, placements),
+            object_store_memory=int(config.cluster.object_store_gib * GIB),
+            include_dashboard=port is not None,
+            dashboard_port=port,
+            runtime_env=runtime_env(config, joined=False),
+            logging_level="ERROR",
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+        yield Session(
+            address=str(context.address_info["address"]),
+            logs=Path(str(context.address_info["session_dir"])) / "logs",
+        )
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
+    """A connection to the cluster at `address`. Raises UserError when there is none."""
+    try:
+        context = ray.init(
+            address=address,
+            namespace=NAMESPACE,
+            runtime_env=runtime_env(config, joined=True),
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"no Ray cluster can be joined at {address!r}: {error}") from error
+    try:
+        yield Session(address=str(context.address_info["address"]), logs=None)
+    finally:
+        ray.shutdown()
+
+
+def wait_for_cluster(placements: Sequence[Placement], timeout_s: float) -> None:
+    """Wait until the joined cluster has room for every actor; an autoscaling one is made to grow.
+
+    Raises UserError, with what is wanted and what there is, when that has not happened in `timeout_s` seconds.
+    """
+    bundles = [
+        {name: amount for name, amount in (("CPU", p.num_cpus), ("GPU", p.num_gpus)) if amount}
+        for p in placements
+        for _ in range(p.count)
+    ]
+    group = placement_group([bundle for bundle in bundles if bundle])
+    try:
+        if group.wait(timeout_seconds=timeout_s):
+            return
+        raise UserError(_too_little(placements, timeout_s))
+    finally:
+        remove_placement_group(group)
+
+
+def _too_little(placements: Sequence[Placement], timeout_s: float) -> str:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    have = "\n".join(
+        f"- {name}: {total.get(name, 0):g} in all, {free.get(name, 0):g} free, on {_nodes_with(name)} nodes"
+        for name in ("CPU", "GPU")
+    )
+    return (
+        f"the cluster did not have room for the run within {timeout_s:g} s (cluster.resource_wait_s). It has\n{have}\n"
+        f"and the run asks for\n\n{describe(placements)}\n\n"
+        "Lower num_cpus, num_gpus or the counts of the parts, add nodes, or wait for other jobs to end"
+    )
+
+
+def _nodes_with(resource: str) -> int:
+    return sum(node["Alive"] and node["Resources"].get(resource, 0) > 0 for node in ray.nodes())
+
+
+def last_error_lines(logs: Path) -> str:
+    """The end of the worker log that was written to last, which mostly tells what went wrong."""
+    files = [f for f in logs.glob("worker-*.err") if f.stat().st_size]
+    if not files:
+        return ""
+    newest = max(files, key=lambda f: f.stat().st_mtime)
+    lines = newest.read_text(encoding="utf-8", errors="replace").splitlines()
+    return "\n".join([f"{newest.name}:", *(f"  {line}" for line in lines[-_TAIL_LINES:])])
