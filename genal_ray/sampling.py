@@ -35,14 +35,14 @@ def stratified(labels: Sequence[int], count: int, *, seed: int, purpose: str) ->
     return positions
 
 
-def _seats(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+def _seats(sizes: Indices, count: int) -> Indices:
     """How many of `count` seats each class gets."""
     quota = sizes * (count / sizes.sum())
-    seats = np.floor(quota).astype(np.int64)
+    seats: Indices = np.floor(quota).astype(np.int64)
     if count >= len(sizes):
         seats = np.maximum(seats, 1)
     while seats.sum() != count:
-        surplus = quota - seats
+        surplus: npt.NDArray[np.float64] = quota - seats
         if seats.sum() < count:
             surplus[seats >= sizes] = -np.inf
             seats[np.argmax(surplus)] += 1

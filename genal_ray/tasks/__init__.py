@@ -27,6 +27,8 @@ class Task(registry.Plugin):
 
     domain: str
     instruction: str | None = None
+    num_examples: int = 3
+    """In-context examples per prompt (p)."""
 
     @abstractmethod
     def prompt(self, examples: Sequence[Instance]) -> str:
@@ -39,7 +41,12 @@ class Task(registry.Plugin):
 
 def build_task(config: TaskConfig) -> Task:
     """The task that a configuration describes. Raises UserError for an unknown kind or options that it lacks."""
-    fields = {"domain": config.domain, "instruction": config.instruction, **config.options}
+    fields = {
+        "domain": config.domain,
+        "instruction": config.instruction,
+        "num_examples": config.num_examples,
+        **config.options,
+    }
     return registry.build("genal_ray.tasks", Task, {"name": config.kind, **fields})  # type: ignore[type-abstract]
 
 
