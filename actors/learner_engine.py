@@ -6,6 +6,7 @@ Adam moments are gathered whole, one at a time, whatever the ZeRO stage; so a st
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -21,6 +22,8 @@ from genal_ray.config import LearnerConfig
 from genal_ray.policy_model import PolicyModel, as_reference, parameter_groups, trainable
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's, once a call
 
 
 class DeepSpeedEngine:
@@ -38,6 +41,7 @@ class DeepSpeedEngine:
             model=policy, optimizer=optimizer, config=deepspeed_config(config), dist_init_required=False
         )
         self._reference = None if reference is None else _placed(reference, config, device)
+        self._prepare_moments()
 
     def __call__(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
         outputs: tuple[Tensor, Tensor, Tensor] = self._engine(*args)
@@ -75,19 +79,17 @@ class DeepSpeedEngine:
     @property
     def num_steps(self) -> int:
         """Optimiser steps so far, as Adam counts them."""
-        states = [self._optimizer.state.get(master) for master in self._masters()]
-        return int(states[0]["step"]) if states[0] else 0
+        return int(self._optimizer.state[self._masters()[0]]["step"])
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
-        """`parameter/<name>`, and after the first step `exp_avg/<name>` and `exp_avg_sq/<name>`; float32 copies.
+        """`parameter/<name>`, `exp_avg/<name>` and `exp_avg_sq/<name>`; float32 copies.
 
         All workers must go through it together; each gets every tensor whole.
         """
-        stepped = self.num_steps > 0
         for name, parameter in self._learning().items():
             with self.gathered([parameter]):
                 yield f"parameter/{name}", parameter.detach().clone()
-            for key in MOMENTS if stepped else ():
+            for key in MOMENTS:
                 if self._config.zero_stage == 0:
                     yield f"{key}/{name}", self._optimizer.state[parameter][key].clone()
                 else:
@@ -96,15 +98,21 @@ class DeepSpeedEngine:
     def load_moments(self, state: Mapping[str, Tensor], num_steps: int) -> None:
         """Adam's state from `state()`'s tensors. The parameters are loaded before the engine is built."""
         for master in self._masters():
+            self._optimizer.state[master]["step"].fill_(num_steps)
+        for name, parameter in self._learning().items():
+            for key in MOMENTS:
+                self._set_moment(parameter, key, state[f"{key}/{name}"])
+
+    def _prepare_moments(self) -> None:
+        """Adam's state before its first step. Left to Adam, DeepSpeed would link the moments of the first parameter
+        group only (ZeRO 1 and 2), and a restored state would have nowhere to go."""
+        for master in self._masters():
             self._optimizer.state[master] = {
-                "step": torch.tensor(float(num_steps), device=master.device),
+                "step": torch.zeros((), device=master.device),
                 **{key: torch.zeros_like(master) for key in MOMENTS},
             }
         if self._config.zero_stage in (1, 2):
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self._learning().items():
-            for key in MOMENTS:
-                self._set_moment(parameter, key, state[f"{key}/{name}"])
 
     def _set_moment(self, parameter: nn.Parameter, key: str, value: Tensor) -> None:
         if self._config.zero_stage == 0:

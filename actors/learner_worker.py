@@ -81,8 +81,7 @@ class LearnerWorker:
         if saved is not None:
             self._num_updates = int(saved.settings["num_updates"])
             self._kl_coefficient = float(saved.settings["kl_coefficient"])
-            if saved.settings["num_steps"]:
-                self._engine.load_moments(saved, int(saved.settings["num_steps"]))
+            self._engine.load_moments(saved, int(saved.settings["num_steps"]))
 
     def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> dict[str, float]:
         """One PPO update, then policy and state are saved below `output_dir`; returns `rl/*` metrics.
