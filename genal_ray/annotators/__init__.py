@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class Labeler(Protocol):
     """An annotator that is ready to work."""
 
-    accuracy: float | None
-    """Share of right labels as measured when it was made; None when that is not known. Recorded in the run."""
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right labels as measured when it was made; None when that is not known. Recorded in the run."""
+        ...
 
     def annotate(self, instances: Sequence[Instance]) -> list[int]:
         """One index into the corpus's label names per instance, in order. Blocking."""

@@ -1,0 +1,88 @@
+"""Training of the classifier that labels synthetic instances: `genal-ray train-annotator`.
+
+full training split (no text twice, none of the evaluation split) -> fit -> folder -> accuracy on the whole
+evaluation split -> annotator.json beside the weights
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genal_ray.annotators.classifier import RECORD
+from genal_ray.config import RunConfig
+from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.errors import UserError
+from genal_ray.files import write_json
+from genal_ray.inference import StudentModel
+from genal_ray.interfaces import Progress
+from genal_ray.paths import resolve_model
+from genal_ray.sampling import permutation
+from genal_ray.seeds import derive_seed
+from genal_ray.student import evaluate, fit, save
+from genal_ray.types import Text
+
+
+def train_annotator(
+    config: RunConfig,
+    output_dir: Path,
+    *,
+    rows: int | None = None,
+    model: str | None = None,
+    epochs: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Fine-tune `student.model`, or `model`, on the full training split; returns what annotator.json records.
+
+    `rows` takes a random part of the split (of at least 2 classes), `epochs` replaces `student.epochs`; `progress`
+    counts optimiser steps. The result is measured as it will be used, on the whole evaluation split.
+
+    Raises UserError for bad data, an unusable model, or an output directory that is not empty.
+    """
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise UserError(f"{output_dir} is not an empty directory: give another --output-dir")
+    corpus = _full_corpus(config)
+    texts, labels = _training_set(corpus, rows, seed=config.seed)
+    changes = {"model": model, "epochs": epochs}
+    student = config.student.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    trained = fit(
+        student, texts, labels, corpus.label_names, seed=derive_seed(config.seed, "annotator"), progress=progress
+    )
+    output_dir.mkdir(parents=True, exist_ok=True)
+    save(trained.model, trained.tokenizer, output_dir)
+    measured = _measure(output_dir, corpus, max_length=student.max_length)
+    figures = {**measured, "num_training_rows": len(texts), **_plain(trained.metrics)}
+    record = {
+        **figures,
+        "labels": corpus.label_names,
+        "model": Path(resolve_model(student.model)).name,
+        "max_length": student.max_length,
+        "config_fingerprint": config.fingerprint(),
+    }
+    write_json(output_dir / RECORD, record)
+    return figures
+
+
+def _full_corpus(config: RunConfig) -> Corpus:
+    everything = {"pool_size": 1.0, "initial_labeled": 1, "evaluation_size": 1.0}
+    return load_corpus(config.model_copy(update={"data": config.data.model_copy(update=everything)}))
+
+
+def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[Text], list[int]]:
+    chosen = permutation(len(corpus.pool), seed=seed, purpose="annotator")[:rows]
+    instances = [corpus.pool[i] for i in chosen]
+    labels = [corpus.hidden_labels[instance.id] for instance in instances]
+    if len(set(labels)) < 2:
+        raise UserError(f"{rows} training rows have one label only: raise --rows")
+    return [instance.student_input for instance in instances], labels
+
+
+def _measure(folder: Path, corpus: Corpus, *, max_length: int) -> dict[str, float]:
+    model = StudentModel.load(str(folder), max_length=max_length)
+    texts = [labeled.instance.student_input for labeled in corpus.evaluation]
+    metrics = _plain(evaluate(model, texts, [labeled.label for labeled in corpus.evaluation]))
+    return {**metrics, "num_evaluation_rows": len(texts)}
+
+
+def _plain(metrics: dict[str, float]) -> dict[str, float]:
+    """Metrics without their group: `al/accuracy` -> `accuracy`."""
+    return {name.partition("/")[2]: value for name, value in metrics.items()}

@@ -1,0 +1,171 @@
+"""Whether the models that a configuration names can do their part, from their configuration and tokenizer alone.
+
+No weights are loaded. A local folder is checked completely; of a hub model only the small files are fetched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+
+from genal_ray.config import GeneratorConfig, StudentConfig
+from genal_ray.errors import UserError
+from genal_ray.paths import is_local, resolve_model, resolve_path
+from genal_ray.tasks import Task
+from genal_ray.types import Instance
+from genal_ray.validation import suggestion
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+LONGEST = 2000
+"""Texts that are tokenized to find the longest; the longest in bytes, as no token is shorter than a byte."""
+
+
+def check_generator(config: GeneratorConfig, task: Task, pool: Sequence[Instance]) -> None:
+    """Raise UserError unless `generator.model` is a causal language model whose context holds the longest prompt."""
+    model = _config(config, "generator")
+    known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = _architectures(model)
+    if not config.trust_remote_code and not known.intersection(architectures):
+        raise UserError(
+            f"generator.model {config.model} is not a causal language model (its config.json says "
+            f"{', '.join(architectures) or model.model_type}): expected one such as Qwen2ForCausalLM"
+        )
+    positions = _positions(model)
+    if positions is not None and config.max_model_len > positions:
+        raise UserError(
+            f"generator.max_model_len is {config.max_model_len} but {config.model} has a context of {positions} "
+            f"tokens: set generator.max_model_len={positions} or lower"
+        )
+    _check_prompt_length(config, task, pool)
+
+
+def check_student(config: StudentConfig) -> None:
+    """Raise UserError unless `student.model` can be trained as a sequence classifier on texts of `max_length`."""
+    model = _config(config, "student")
+    generative = [a for a in _architectures(model) if a.endswith(("ForCausalLM", "LMHeadModel"))]
+    trainable = model.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    if generative or not (trainable or config.trust_remote_code):
+        kind = ", ".join(generative) or model.model_type
+        raise UserError(
+            f"student.model {config.model} is no encoder or sequence classifier (its config.json says {kind}): "
+            "expected one such as bert-base-uncased, or 'minilm', which ships"
+        )
+    positions = _positions(model)
+    tokenizer = _tokenizer(config, "student")
+    if positions is not None and tokenizer.pad_token_id is not None and model.model_type in _OFFSET_POSITIONS:
+        positions -= tokenizer.pad_token_id + 1
+    if positions is not None and config.max_length > positions:
+        raise UserError(
+            f"student.max_length is {config.max_length} but {config.model} reads at most {positions} tokens: "
+            f"set student.max_length={positions} or lower"
+        )
+
+
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
+"""Architectures whose first position has the number of the padding token plus one."""
+
+
+def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Instance]) -> None:
+    tokenizer = _tokenizer(config, "generator")
+    examples = _longest(pool, tokenizer, task.num_examples)
+    num_tokens = len(tokenizer(task.prompt(examples))["input_ids"])
+    room = config.max_model_len - config.max_tokens
+    if num_tokens > room:
+        raise UserError(
+            f"the longest prompt has {num_tokens} tokens, and {config.max_tokens} more for the completion "
+            f"(generator.max_tokens) exceed generator.max_model_len={config.max_model_len}: raise it to "
+            f"{num_tokens + config.max_tokens} if the model's context allows, or lower task.num_examples "
+            f"({task.num_examples}) or generator.max_tokens; the longest text is {examples[0].id} "
+            f"({_excerpt(examples[0].text)!r})"
+        )
+
+
+def _longest(pool: Sequence[Instance], tokenizer: PreTrainedTokenizerBase, count: int) -> list[Instance]:
+    """The `count` longest instances in tokens, longest first."""
+    texts = [f"{instance.text} {instance.text_pair or ''}" for instance in pool]
+    candidates = sorted(range(len(pool)), key=lambda i: -len(texts[i].encode()))[:LONGEST]
+    lengths = [len(ids) for ids in tokenizer([texts[i] for i in candidates], verbose=False)["input_ids"]]
+    order = sorted(range(len(candidates)), key=lambda j: -lengths[j])[:count]
+    return [pool[candidates[j]] for j in order]
+
+
+def _config(section: GeneratorConfig | StudentConfig, name: str) -> Any:
+    """The model's Hugging Face configuration. Raises UserError when it cannot be had without running its own code."""
+    where = f"{name}.model {section.model}"
+    if is_local(section.model):
+        _check_folder(resolve_path(section.model), section.trust_remote_code, name)
+    try:
+        return AutoConfig.from_pretrained(
+            resolve_model(section.model), revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(_own_code(where, name)) from error
+        if is_local(section.model):
+            raise UserError(f"{where}: config.json cannot be used: {error}") from error
+        raise UserError(
+            f"{where} is neither a local folder nor a model that can be had from the hub: {error}\n"
+            f"Set {name}.model to a local folder, or check the name and the connection; offline (HF_HUB_OFFLINE=1) "
+            "only what was downloaded before can be used"
+        ) from error
+
+
+def _check_folder(folder: Path, trust_remote_code: bool, name: str) -> None:
+    where = f"{name}.model {folder}"
+    if not folder.is_dir():
+        known = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
+        there = f" (in {folder.parent}: {', '.join(sorted(known)[:10])})" if known else ""
+        raise UserError(f"{where}: no such folder{suggestion(folder.name, known)}{there}")
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{where}: no config.json in it, so it is not the folder of a Hugging Face model")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{where}: config.json is not JSON: {error}") from error
+    if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+        raise UserError(_own_code(where, name))
+    if not any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern)):
+        raise UserError(f"{where}: no weights in it: expected model.safetensors or its parts")
+
+
+def _own_code(where: str, name: str) -> str:
+    return (
+        f"{where} needs Python code that comes with it, which is not run unasked: read that code, and if you trust it "
+        f"set {name}.trust_remote_code=true"
+    )
+
+
+def _tokenizer(section: GeneratorConfig | StudentConfig, name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(
+            resolve_model(section.model), revision=section.revision, trust_remote_code=section.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{name}.model {section.model}: its tokenizer cannot be loaded (expected tokenizer.json and "
+            f"tokenizer_config.json beside the weights): {error}"
+        ) from error
+
+
+def _architectures(model: Any) -> list[str]:
+    return list(model.architectures or [])
+
+
+def _positions(model: Any) -> int | None:
+    """Longest input in tokens; None where the architecture sets no limit."""
+    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

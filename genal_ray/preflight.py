@@ -1,0 +1,109 @@
+"""Everything that can be found wrong before anything starts, each with one message that says how to mend it.
+
+output directory -> data -> budget -> student -> generator and its longest prompt -> annotators
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from genal_ray.budget import Budget, resolve_budget
+from genal_ray.config import RunConfig
+from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.errors import UserError
+from genal_ray.model_checks import check_generator, check_student
+from genal_ray.store import RunDirectory
+from genal_ray.tasks import Task, build_task
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    """What a checked configuration amounts to."""
+
+    corpus: Corpus
+    task: Task
+    budget: Budget
+    notes: tuple[str, ...]
+    """Sentences that the user should read, though nothing is wrong."""
+
+
+def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Preflight:
+    """Raise UserError for what would stop the run later: output directory, data, budget, models, annotators.
+
+    `output_dir` holds the run already when it is to `resume`, and must not exist or be empty otherwise. The machine
+    (processors, memory, ports) is not looked at.
+    """
+    check_output_dir(config, output_dir, resume=resume)
+    corpus = load_corpus(config)
+    task = build_task(config.task)
+    budget = resolve_budget(config, len(corpus.pool))
+    check_student(config.student)
+    if config.generator is not None:
+        check_generator(config.generator, task, corpus.pool)
+    config.annotators.real.check(corpus)
+    if config.annotators.synthetic is not None:
+        config.annotators.synthetic.check(corpus)
+    return Preflight(corpus=corpus, task=task, budget=budget, notes=tuple(_notes(config, corpus, budget)))
+
+
+def check_output_dir(config: RunConfig, output_dir: Path, *, resume: bool) -> None:
+    """Raise UserError unless a new run can be written to `output_dir`, or this very run be resumed from it."""
+    store = RunDirectory(output_dir)
+    if resume:
+        _check_same_run(config, store)
+    elif store.config_file.exists() and _holds(config, store):
+        raise UserError(
+            f"{store.path} holds this very run already: continue it with `genal-ray resume {store.path}`, "
+            "or give another --output-dir"
+        )
+    elif store.config_file.exists():
+        raise UserError(
+            f"{store.path} holds another run: give another --output-dir, or see it with `genal-ray status {store.path}`"
+        )
+    else:
+        store.check_new()
+    _check_writable(store.path)
+
+
+def _holds(config: RunConfig, store: RunDirectory) -> bool:
+    try:
+        return store.load_config().fingerprint() == config.fingerprint()
+    except UserError:
+        return False
+
+
+def _check_same_run(config: RunConfig, store: RunDirectory) -> None:
+    if store.load_config().fingerprint() != config.fingerprint():
+        raise UserError(
+            f"{store.path} was begun with another configuration: `genal-ray resume {store.path}` takes the one it holds"
+        )
+
+
+def _check_writable(path: Path) -> None:
+    """The directory, or the nearest one above it that exists, can be written to."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"output directory {path}: {existing} is a file: give another --output-dir")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output directory {path}: {existing} cannot be written to: give another --output-dir")
+
+
+def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
+    notes = []
+    if corpus.num_duplicates:
+        notes.append(f"{corpus.num_duplicates} training rows repeat an earlier text and are left out of the pool")
+    if corpus.num_overlapping:
+        notes.append(f"{corpus.num_overlapping} training rows occur in the evaluation split and are left out")
+    labels = Counter(corpus.hidden_labels[id] for id in corpus.initial_ids)
+    missing = [name for i, name in enumerate(corpus.label_names) if not labels[i]]
+    if missing:
+        notes.append(
+            f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
+            "data.initial_method=stratified takes every class where it can"
+        )
+    if config.budget.max_rounds is None and budget.num_rounds > 100:
+        notes.append(f"the budget takes {budget.num_rounds} rounds: raise budget.per_round for fewer")
+    return notes
