@@ -1,0 +1,73 @@
+"""What a run would do, without starting it: the resolved configuration, its budget, and its actors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from genal_ray import preflight
+from genal_ray.budget import Budget, resolve_budget
+from genal_ray.config import RunConfig
+
+from cluster.launch import run_directory
+from cluster.machine import this_machine
+from cluster.resources import Placement, check_local, describe, private_cpus, requirements
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    config: RunConfig
+    directory: Path
+    address: str | None
+    """Of the cluster that would be joined; None: a private one on this machine."""
+    budget: Budget
+    pool_size: int
+    evaluation_size: int
+    placements: tuple[Placement, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "fingerprint": self.config.fingerprint(),
+            "directory": str(self.directory),
+            "address": self.address,
+            "budget": {**asdict(self.budget), "num_rounds": self.budget.num_rounds},
+            "pool": self.pool_size,
+            "evaluation": self.evaluation_size,
+            "resources": [asdict(placement) for placement in self.placements],
+        }
+
+    def as_text(self) -> str:
+        b = self.budget
+        place = (
+            f"a private cluster on this machine with {private_cpus(self.config, self.placements)} logical CPUs"
+            if self.address is None
+            else f"the cluster at {self.address}"
+        )
+        return (
+            f"# fingerprint {self.config.fingerprint()}\n{self.config.to_yaml()}\n"
+            f"data     {self.pool_size} instances in the pool, {self.evaluation_size} in the evaluation split\n"
+            f"budget   {b.initial} initial labels, then {b.per_round} a round, {b.total} in all: {b.num_rounds} rounds\n"
+            f"output   {self.directory}\n"
+            f"where    {place}\n\n{describe(self.placements)}"
+        )
+
+
+def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
+    """Raises UserError for whatever would stop the run before it starts."""
+    directory = run_directory(config, output_dir)
+    corpus = preflight.check(config, output_dir=directory, resume=False).corpus
+    placements = requirements(config)
+    address = address or config.cluster.address
+    if address is None:
+        check_local(config, placements, this_machine(directory))
+    return Plan(
+        config=config,
+        directory=directory,
+        address=address,
+        budget=resolve_budget(config, len(corpus.pool)),
+        pool_size=len(corpus.pool),
+        evaluation_size=len(corpus.evaluation),
+        placements=placements,
+    )
