@@ -28,7 +28,7 @@ from genal_ray.interfaces import Progress
 from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 DEPLOYMENT = "generator"
-MAX_ATTEMPTS = 3
+MAX_ATTEMPTS = 5
 
 
 class GeneratorService:
@@ -202,17 +202,17 @@ class GeneratorService:
         trouble = ""
         try:
             async with asyncio.timeout(self._config.timeout_s):
-                for _ in range(MAX_ATTEMPTS):
+                for attempt in range(MAX_ATTEMPTS):
                     try:
                         completions: list[Completion] = await self._handle.generate.remote(request)
                         return completions
                     except RayTaskError as error:
-                        if not isinstance(error, BrokenReplicaError):
+                        if not isinstance(error.cause, BrokenReplicaError):
                             raise _own_error(error) from error
                         trouble = str(error.cause)
                     except (RayError, RayServeException) as error:
                         trouble = f"{type(error).__name__}: {error}"
-                    await asyncio.sleep(1)  # Serve needs a moment to see that a replica is gone
+                    await asyncio.sleep(attempt + 1)  # Serve needs a moment to see that a replica is gone
         except TimeoutError:
             message = (await self._serve_status())[1]
             raise RunError(

@@ -39,7 +39,7 @@ def check_engine_args(config: GeneratorConfig) -> None:
     resolve_backend(config)
     for key in config.engine:
         if key in _OWN:
-            raise UserError(f"generator.engine.{key}: this argument is decided by {_OWN[key]}; set that and remove it here")
+            raise UserError(f"generator.engine.{key} is decided by {_OWN[key]}: set that and remove it here")
         known = engine_arg_names()
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
@@ -126,7 +126,7 @@ def replica_env(config: GeneratorConfig) -> dict[str, str]:
     if config.num_gpus == 0:
         # the worker lives in the engine's process; else it is one more process for each replica
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # vLLM compiles the ranks of log-probabilities, which nobody reads, with a C++ compiler: 16 s at the first request
+        # else vLLM calls a C++ compiler at the first request, for ranks of log-probabilities that nobody reads: 16 s
         env["TORCHDYNAMO_DISABLE"] = "1"
     if resolve_backend(config) == "ipc":
         # CUDA IPC handles are not plain values; they come from the learner, by Ray, and from nobody else

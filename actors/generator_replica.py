@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,20 +57,23 @@ class GeneratorReplica:
         self._num_requests = 0
         self._changing = asyncio.Lock()
         self._broken: str | None = None
+        self._version = 0
+        self._num_ranks = 1
         self._deadline: asyncio.TimerHandle | None = None
         self._engine: AsyncLLM
         self._config: GeneratorConfig
         self._backend: Backend
-        self._policy: PolicyRef
 
     async def reconfigure(self, settings: dict[str, Any]) -> None:
         """Start the engine with the current policy. `settings` are those of GeneratorConfig."""
         self._config = GeneratorConfig.model_validate(settings)
         self._backend = resolve_backend(self._config)
         try:
-            self._policy = await self._registry.current.remote()
-            self._engine = await asyncio.to_thread(self._start_engine)
-            await self._engine.update_weight_version(str(self._policy.version))
+            policy = await self._registry.current.remote()
+            self._engine = await asyncio.to_thread(self._start_engine, policy)
+            self._num_ranks = self._engine.vllm_config.parallel_config.world_size
+            await self._engine.update_weight_version(str(policy.version))
+            self._version = policy.version
             if self._backend == "file":
                 await self._transfer("init", {})
             await self._warm_up()
@@ -100,7 +103,7 @@ class GeneratorReplica:
         """Take a policy over from its folder. Failure is reported, not raised: the caller hears from every replica."""
         try:
             async with asyncio.timeout(self._config.timeout_s), self._changing:
-                if self._policy.version != policy.version:
+                if self._version != policy.version:
                     await self._load_folder(policy)
         except Exception as error:
             self._break(f"policy {policy.version} could not be loaded: {type(error).__name__}: {error}")
@@ -137,14 +140,14 @@ class GeneratorReplica:
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
-    def _start_engine(self) -> AsyncLLM:
+    def _start_engine(self, policy: PolicyRef) -> AsyncLLM:
         os.environ["GENAL_RAY_REPLICA_PID"] = str(os.getpid())
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = AsyncEngineArgs(
-            **engine_args(self._config, self._policy.path),
+            **engine_args(self._config, policy.path),
             weight_transfer_config=WeightTransferConfig(backend=self._backend),
         )
         return AsyncLLM.from_engine_args(arguments)
@@ -153,12 +156,15 @@ class GeneratorReplica:
         from vllm import SamplingParams
 
         sampling = SamplingParams(max_tokens=2, seed=0, logprobs=0)
-        async for _ in self._engine.generate({"prompt_token_ids": [1, 2, 3]}, sampling, "warm-up"):
+        (rendered,) = await self._engine.renderer.render_cmpl_async([{"prompt_token_ids": [1, 2, 3]}])
+        async for _ in self._engine.generate(rendered, sampling, "warm-up"):
             pass
 
     async def _complete(self, prompt: Prompt, greedy: bool) -> Completion:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         sampling = SamplingParams(
             temperature=0.0 if greedy else self._config.temperature,
@@ -169,22 +175,26 @@ class GeneratorReplica:
             flat_logprobs=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._num_requests += 1
+        self._num_requests += 1  # a retried prompt may meet itself in the engine
         output: RequestOutput | None = None
         try:
-            async for output in self._engine.generate(prompt.text, sampling, f"{prompt.id}-{self._num_requests}"):
-                pass
-        except ValueError as error:
+            (rendered,) = await self._engine.renderer.render_cmpl_async([{"prompt": prompt.text}])
+            async for final in self._engine.generate(rendered, sampling, f"{prompt.id}-{self._num_requests}"):
+                output = final
+        except (ValueError, VLLMClientError) as error:
             raise UserError(
                 f"prompt {prompt.id} cannot be generated from: {error} (generator.max_model_len is "
                 f"{self._config.max_model_len} tokens)"
             ) from error
+        except EngineDeadError as error:
+            self._break("its vLLM engine died")
+            raise BrokenReplicaError(f"replica {self._name}: {self._broken}") from error
         assert output is not None
         return self._completion(prompt, output)
 
     def _completion(self, prompt: Prompt, output: RequestOutput) -> Completion:
         written = output.outputs[0]
-        versions = {span.version for span in written.weight_versions or ()} or {str(self._policy.version)}
+        versions = {span.version for span in written.weight_versions or ()} or {str(self._version)}
         if written.finish_reason not in ("stop", "length") or len(versions) > 1:
             raise RunError(
                 f"completion {prompt.id} is not usable: finished as {written.finish_reason!r} under the policies "
@@ -206,12 +216,12 @@ class GeneratorReplica:
         """Make sure that the engine holds this very policy."""
         if self._broken:
             raise BrokenReplicaError(f"replica {self._name}: {self._broken}")
-        if self._policy.version > policy.version:
+        if self._version > policy.version:
             raise StalePolicyError(
                 f"asked for completions of policy {policy.version}, but generator replica {self._name} holds "
-                f"{self._policy.version}: ask for the current policy"
+                f"{self._version}: ask for the current policy"
             )
-        if self._policy.version < policy.version:
+        if self._version < policy.version:
             try:
                 async with asyncio.timeout(self._config.timeout_s):
                     await self._load_folder(policy)
@@ -230,7 +240,7 @@ class GeneratorReplica:
             await self._engine.collective_rpc("load_policy_folder", args=(policy.path,))
             await self._engine.update_weight_version(str(policy.version))
         await self._engine.resume_generation()
-        self._policy = policy
+        self._version = policy.version
 
     async def _transfer(self, step: SyncStep, payload: Mapping[str, Any], policy: PolicyRef | None = None) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -266,7 +276,7 @@ class GeneratorReplica:
         assert self._deadline is not None
         self._deadline.cancel()
         await self._engine.resume_generation()
-        self._policy = policy
+        self._version = policy.version
         self._changing.release()
 
     # -- what others hear ------------------------------------------------------------------------------------------
@@ -280,8 +290,9 @@ class GeneratorReplica:
         self._deadline = None
 
     def _state(self) -> ReplicaReport:
-        version = self._policy.version if "_policy" in self.__dict__ else 0
-        return ReplicaReport(replica=self._name, version=version, error=self._broken)
+        return ReplicaReport(
+            replica=self._name, version=self._version, error=self._broken, num_ranks=self._num_ranks
+        )
 
     async def _report(self, error: str | None = None) -> ReplicaReport:
         if error is not None:

@@ -29,17 +29,17 @@ OWNER_PID = "GENAL_RAY_REPLICA_PID"
 
 
 @dataclass
-class FileInitInfo(WeightTransferInitInfo):
+class FileInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """The file backend has nothing to agree on."""
 
 
 @dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
+class FileUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     path: str
     """A safetensors file, or a folder of them, with the whole model under its Hugging Face names."""
 
 
-class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  # type: ignore[misc]
     """Loads a policy from safetensors files that the worker can read: shared memory, a disk, a network disk."""
 
     init_info_cls = FileInitInfo

@@ -37,6 +37,8 @@ class ReplicaReport:
     version: int
     error: str | None = None
     """Why it cannot serve; None when it can."""
+    num_ranks: int = 1
+    """Worker processes of its engine: tensor-parallel times pipeline-parallel size."""
 
 
 class PolicyRegistry:
