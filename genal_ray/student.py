@@ -45,7 +45,7 @@ class TrainedStudent:
     """float32, in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, float]
-    """`student/loss` (mean of the last epoch, nats), `student/num_steps`, `student/samples_per_s`, `student/train_s`."""
+    """`student/` loss (mean of the last epoch, nats), num_steps, samples_per_s and train_s."""
 
 
 def fit(
@@ -176,7 +176,7 @@ class _Loop:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(**tokens.batch(mine, self.device)).logits
         loss = weight * nn.functional.cross_entropy(logits.float(), targets[mine], reduction="sum")
-        (loss * self.world_size).backward()  # gradients are averaged over the processes
+        torch.autograd.backward(loss * self.world_size)  # gradients are averaged over the processes
         nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

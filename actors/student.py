@@ -1,0 +1,191 @@
+"""The student trainer as the loop sees it: labeled instances in, a trained and evaluated student out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import uuid
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+from actors.student_mailbox import JobState, StudentMailbox
+from actors.student_worker import FitJob, WorkerSetup
+from genal_ray.config import RunConfig
+from genal_ray.errors import RunError
+from genal_ray.interfaces import Progress
+from genal_ray.paths import is_local
+from genal_ray.seeds import derive_seed
+from genal_ray.types import LabeledInstance, StudentFit, Text
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 300.0
+"""For processes to start and libraries to load, on top of the wait for resources."""
+STOP_TIMEOUT_S = 20.0
+
+
+class RayStudent:
+    """Trains students with one long-lived Ray Train run; satisfies `genal_ray.interfaces.Student`.
+
+    A crashed worker is restarted by Ray Train and the unfinished fit is run again, up to `student.max_failures` times
+    in a run; so is a crashed mailbox or controller, by this class.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        label_names: Sequence[str],
+        evaluation: Sequence[LabeledInstance],
+        storage: Path,
+    ) -> None:
+        """`storage` is a folder for Ray Train's own files, which `stop` removes."""
+        self._config = config
+        self._student = config.student.model_copy(update={"model": _absolute(config.student.model)})
+        self._label_names = tuple(label_names)
+        self._evaluation = tuple(evaluation)
+        self._storage = storage.absolute()
+        self._mailbox: Any = None
+        self._jobs = 0
+        self._busy = False
+        self._restarts = 0
+
+    async def start(self) -> None:
+        """Start the workers and wait until they hold the pretrained weights.
+
+        Raises UserError when the model cannot be loaded, RunError when the workers do not start in time.
+        """
+        setup = WorkerSetup(
+            student=self._student,
+            label_names=self._label_names,
+            evaluation=ray.put(_split(self._evaluation)),
+            storage=str(self._storage),
+            name=f"student-{uuid.uuid4().hex[:8]}",
+        )
+        self._mailbox = ray.remote(StudentMailbox).options(num_cpus=0, max_concurrency=1000).remote(setup)
+        seconds = START_TIMEOUT_S + self._config.cluster.resource_wait_s
+        try:
+            failure = await _within(seconds, self._mailbox.start.remote())
+        except TimeoutError as error:
+            await self._kill()
+            raise RunError(
+                f"the student's {self._student.num_workers} training workers did not start within {seconds:.0f} s: "
+                f"each asks for {self._student.num_cpus:g} CPUs and {self._student.num_gpus:g} GPUs; free them, or "
+                "lower student.num_workers, student.num_cpus or student.num_gpus"
+            ) from error
+        if failure is not None:
+            await self._kill()
+            raise failure
+
+    async def fit(
+        self,
+        labeled: Sequence[LabeledInstance],
+        version: int,
+        output_dir: Path,
+        progress: Progress | None = None,
+    ) -> StudentFit:
+        """Train a student on `labeled`, save it in `output_dir` and evaluate it.
+
+        Metrics: `al/accuracy`, `al/macro_f1`, `al/loss`, and `student/` loss, num_steps, samples_per_s, train_s,
+        eval_s and restarts. Raises RunError when workers crash too often or a fit takes longer than
+        `student.timeout_s`.
+        """
+        self._jobs += 1
+        job = FitJob(
+            number=self._jobs,
+            data=ray.put(_split(labeled)),
+            seed=derive_seed(self._config.seed, "student", version),
+            output_dir=str(output_dir.absolute()),
+            warm_start_path=self._warm_start(version, output_dir),
+        )
+        self._busy = True  # and it stays so when this is cancelled: a worker in the middle of a fit sees no mailbox
+        try:
+            state = await _within(self._student.timeout_s, self._run(job, progress))
+        except TimeoutError as error:
+            await self._kill()
+            raise RunError(
+                f"training student {version} took longer than student.timeout_s ({self._student.timeout_s:g} s); "
+                "raise it, or lower student.epochs or student.min_steps"
+            ) from error
+        self._busy = False
+        assert state.metrics is not None
+        metrics = {**state.metrics, "student/restarts": float(state.attempts - 1)}
+        return StudentFit(version=version, path=job.output_dir, metrics=metrics)
+
+    async def worker_pids(self) -> dict[int, int]:
+        """Rank -> process id of the training workers."""
+        pids: dict[int, int] = await self._mailbox.workers.remote()
+        return pids
+
+    async def stop(self) -> None:
+        """End the Ray Train run, at once when it is training; nothing of it is left."""
+        if self._mailbox is not None and not self._busy:
+            try:
+                await _within(STOP_TIMEOUT_S, self._mailbox.close.remote())
+            except (TimeoutError, RayActorError):
+                logger.warning("the student's Ray Train run did not end in %.0f s: killing it", STOP_TIMEOUT_S)
+        await self._kill()
+        await asyncio.to_thread(shutil.rmtree, self._storage, ignore_errors=True)
+
+    async def _run(self, job: FitJob, progress: Progress | None) -> JobState:
+        """The finished job, whatever mailbox it takes."""
+        while True:
+            try:
+                if self._mailbox is None:
+                    await self.start()
+                await self._mailbox.submit.remote(job)
+                return await self._follow(progress)
+            except RayActorError as error:
+                await self._kill()
+                self._restarts += 1
+                if self._restarts > self._student.max_failures:
+                    raise RunError(
+                        f"the student's mailbox died {self._restarts} times, more often than student.max_failures "
+                        f"({self._student.max_failures}) allows: {error}"
+                    ) from error
+
+    async def _follow(self, progress: Progress | None) -> JobState:
+        state = JobState(revision=0)
+        while not state.ended:
+            state = await self._mailbox.watch.remote(state.revision)
+            if progress is not None and state.total:
+                progress(state.done, state.total)
+        if state.error is not None:
+            await self._kill()
+            raise state.error
+        return state
+
+    async def _kill(self) -> None:
+        """Kill the mailbox, and with it the Ray Train controller and the workers that it owns."""
+        if self._mailbox is not None:
+            ray.kill(self._mailbox)
+            self._mailbox = None
+
+    def _warm_start(self, version: int, output_dir: Path) -> str | None:
+        """The last round's student: `rounds/0006/student` for `rounds/0007/student`; a resumed run finds it as well."""
+        if not self._student.warm_start or version == 0:
+            return None
+        return str(output_dir.absolute().parent.parent / f"{version - 1:04d}" / output_dir.name)
+
+
+def _split(labeled: Sequence[LabeledInstance]) -> tuple[list[Text], list[int]]:
+    return [item.instance.student_input for item in labeled], [item.label for item in labeled]
+
+
+def _absolute(model: str) -> str:
+    """Ray Train's workers have a working directory of their own."""
+    path = Path(model).expanduser()
+    return str(path.absolute()) if is_local(model) and path.exists() else model
+
+
+async def _within(seconds: float, work: Awaitable[T]) -> T:
+    async def wait() -> T:
+        return await work
+
+    return await asyncio.wait_for(wait(), seconds)

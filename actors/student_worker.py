@@ -1,0 +1,194 @@
+"""What a Ray Train worker does: load the pretrained weights once, then train one student per job."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from genal_ray.config import StudentConfig
+from genal_ray.errors import GenalRayError
+from genal_ray.types import FloatArray, Text
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
+
+    from genal_ray.pretrained import Pretrained
+    from genal_ray.student import TrainedStudent
+
+PROGRESS_INTERVAL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitJob:
+    """One student to train."""
+
+    number: int
+    data: ray.ObjectRef
+    """(texts, labels): Sequence[Text] and label indices."""
+    seed: int
+    output_dir: str
+    warm_start_path: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerSetup:
+    """What all jobs of a run have in common."""
+
+    student: StudentConfig
+    label_names: tuple[str, ...]
+    evaluation: ray.ObjectRef
+    """(texts, labels) of the evaluation split."""
+    storage: str
+    name: str
+
+    @property
+    def num_workers(self) -> int:
+        return self.student.num_workers
+
+
+def make_trainer(setup: WorkerSetup, mailbox: Any) -> TorchTrainer:
+    """The Ray Train run whose workers serve `mailbox` until it closes."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    student = setup.student
+    resources = {"CPU": student.num_cpus, "GPU": student.num_gpus}
+    return TorchTrainer(
+        work,
+        train_loop_config={"setup": setup, "mailbox": mailbox},
+        torch_config=TorchConfig(backend="nccl" if student.num_gpus else "gloo", timeout_s=int(student.timeout_s) + 1),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=student.num_workers,
+            use_gpu=student.num_gpus > 0,
+            resources_per_worker={name: amount for name, amount in resources.items() if amount},
+        ),
+        run_config=ray.train.RunConfig(
+            name=setup.name,
+            storage_path=setup.storage,
+            failure_config=ray.train.FailureConfig(
+                max_failures=student.max_failures, controller_failure_limit=student.max_failures
+            ),
+        ),
+    )
+
+
+def work(config: Mapping[str, Any]) -> None:
+    """The train function: serve jobs until the mailbox closes.
+
+    An error that would come again is told to the mailbox; any other one is Ray Train's to handle by a restart.
+    """
+    import ray.train
+    from ray.train.torch import get_device
+
+    from genal_ray.pretrained import Pretrained
+
+    setup: WorkerSetup = config["setup"]
+    mailbox = config["mailbox"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    ray.get(mailbox.join.remote(rank, os.getpid()))
+    try:
+        _quiet(setup.student.threads)
+        pretrained = Pretrained.load(setup.student, setup.label_names, get_device())
+        worker = _Worker(setup, mailbox, pretrained, rank, world_size)
+        ray.get(mailbox.ready.remote(rank))
+        number = -1
+        while (job := ray.get(mailbox.next_job.remote(rank, number))) is not None:
+            worker.serve(job)
+            number = job.number
+    except GenalRayError as error:
+        ray.get(mailbox.fail.remote(error))
+
+
+class _Worker:
+    """One process of the data-parallel group."""
+
+    def __init__(
+        self, setup: WorkerSetup, mailbox: Any, pretrained: Pretrained, rank: int, world_size: int
+    ) -> None:
+        self.setup = setup
+        self.mailbox = mailbox
+        self.pretrained = pretrained
+        self.rank, self.world_size = rank, world_size
+        self.evaluation: tuple[Sequence[Text], Sequence[int]] = ray.get(setup.evaluation)
+
+    def serve(self, job: FitJob) -> None:
+        from genal_ray.student import fit, save
+
+        texts, labels = ray.get(job.data)
+        trained = fit(
+            self.setup.student,
+            texts,
+            labels,
+            self.setup.label_names,
+            seed=job.seed,
+            warm_start_path=job.warm_start_path,
+            rank=self.rank,
+            world_size=self.world_size,
+            progress=_Throttled(self.mailbox, job.number) if self.rank == 0 else None,
+            pretrained=self.pretrained,
+            device=str(self.pretrained.model.device),
+        )
+        metrics = self._evaluate(trained)
+        if self.rank == 0:
+            save(trained.model, trained.tokenizer, Path(job.output_dir))
+            ray.get(self.mailbox.finish.remote(job.number, {**trained.metrics, **metrics}))
+
+    def _evaluate(self, trained: TrainedStudent) -> dict[str, float]:
+        """Metrics on the evaluation split, each process predicting its share; complete on every one."""
+        from genal_ray.evaluation import classification_metrics
+        from genal_ray.inference import StudentModel
+        from genal_ray.precision import resolve_dtype
+
+        started = time.perf_counter()
+        texts, labels = self.evaluation
+        model = copy.deepcopy(trained.model).to(resolve_dtype(self.setup.student.dtype, trained.model.device))
+        student = StudentModel(model, trained.tokenizer, max_length=self.setup.student.max_length)
+        probs = self._gather(student.predict(texts[self.rank :: self.world_size]).probs, len(texts))
+        metrics = classification_metrics(probs, labels)
+        return {**metrics, "student/eval_s": time.perf_counter() - started}
+
+    def _gather(self, mine: FloatArray, total: int) -> FloatArray:
+        if self.world_size == 1:
+            return mine
+        import numpy as np
+        import torch.distributed as dist
+
+        shares: list[FloatArray | None] = [None] * self.world_size
+        dist.all_gather_object(shares, mine)
+        probs = np.empty((total, mine.shape[1]), dtype=np.float32)
+        for rank, share in enumerate(shares):
+            probs[rank :: self.world_size] = share
+        return probs
+
+
+class _Throttled:
+    """Progress to the mailbox, at most a few times a second, without waiting for it."""
+
+    def __init__(self, mailbox: Any, number: int) -> None:
+        self._mailbox = mailbox
+        self._number = number
+        self._last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last >= PROGRESS_INTERVAL_S:
+            self._last = now
+            self._mailbox.progress.remote(self._number, done, total)
+
+
+def _quiet(threads: int) -> None:
+    import torch
+    import transformers
+
+    torch.set_num_threads(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
