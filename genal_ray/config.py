@@ -34,7 +34,7 @@ from genal_ray.config_sections import (
 )
 from genal_ray.config_yaml import Document, dump, override, read_document
 from genal_ray.errors import UserError
-from genal_ray.validation import InvalidValues, suggestion, validate
+from genal_ray.validation import InvalidValues, Problem, suggestion, validate
 
 __all__ = [
     "AnnotatorsConfig",
@@ -112,13 +112,15 @@ class RunConfig(Section):
         return dump(self.model_dump(mode="json"))
 
 
-def load_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: str, overrides: Sequence[str] = (), *, without: Sequence[str] = ()) -> RunConfig:
     """The configuration of a YAML file or a preset, with `dotted.key=value` overrides applied (values are YAML).
+
+    `without` names keys that are set to null first, for commands that do without a part that the file describes.
 
     Raises UserError naming the file and line (or the override), the key and the nearest known key.
     """
     document = _read(source)
-    for setting in overrides:
+    for setting in [*overrides, *(f"{key}=null" for key in without)]:
         override(document, setting)
     return _check(document)
 
@@ -155,5 +157,9 @@ def _check(document: Document) -> RunConfig:
     try:
         return validate(RunConfig, document.values)
     except InvalidValues as error:
-        lines = [f"{document.origin(problem.path)}: {problem}" for problem in error.problems]
+        lines = [f"{document.origin(problem.path)}: {problem}{_remedy(problem)}" for problem in error.problems]
         raise UserError("\n".join(lines)) from error
+
+
+def _remedy(problem: Problem) -> str:
+    return f"; give it in the file, or with --set {'.'.join(problem.path)}=..." if problem.missing else ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -20,6 +20,8 @@ class Problem:
     path: tuple[str, ...]
     """Keys that lead to it."""
     message: str
+    missing: bool = False
+    """Whether it is a value that has to be given and was not."""
 
     def __str__(self) -> str:
         return f"{'.'.join(self.path)}: {self.message}" if self.path else self.message
@@ -61,11 +63,11 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Proble
         path = tuple(str(part) for part in item["loc"])
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, InvalidValues):
-            yield from (Problem((*path, *problem.path), problem.message) for problem in inner.problems)
+            yield from (replace(problem, path=(*path, *problem.path)) for problem in inner.problems)
         elif item["type"] == "extra_forbidden":
             yield Problem(path, _unknown_key(path, model))
         elif item["type"] == "missing":
-            yield Problem(path, _missing(path, model))
+            yield Problem(path, _missing(path, model), missing=True)
         else:
             yield Problem(path, _wrong_value(item))
 
@@ -88,8 +90,7 @@ def _missing(path: tuple[str, ...], model: type[BaseModel]) -> str:
     for parent in parents:
         section = _sections(section, parent)[0]
     description = section.model_fields[key].description
-    meaning = f" ({description})" if description else ""
-    return f"missing{meaning}; add it to the file, or give --set {'.'.join(path)}=..."
+    return f"missing ({description})" if description else "missing"
 
 
 def _sections(model: type[BaseModel], name: str) -> list[type[BaseModel]]:
