@@ -184,12 +184,20 @@ def train_annotator(
     rows: Annotated[
         int | None, typer.Option(min=1, help="train on this many rows only (default: the full training split)")
     ] = None,
+    model: Annotated[str | None, typer.Option(help="model to fine-tune (default: student.model)")] = None,
+    epochs: Annotated[float | None, typer.Option(help="passes over the rows (default: student.epochs)")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train the classifier that labels synthetic instances, on the full training set, and measure its accuracy."""
     from cluster.annotator import train
 
-    trained = train(load_config(config, overrides or []), output_dir, rows=rows)
-    typer.echo(trained)
+    figures = train(config, overrides or [], output_dir, rows=rows, model=model, epochs=epochs)
+    if as_json:
+        _print_json({"directory": str(output_dir.absolute()), **figures})
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name:<20} {value:g}")
+    typer.echo(f"use it: --set annotators.synthetic='{{name: classifier, path: {output_dir}}}'")
 
 
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool) -> None:

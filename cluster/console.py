@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from genal_ray.interfaces import Progress as Report
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.types import RoundReport
 
@@ -58,6 +61,17 @@ def console(*, stderr: bool = False) -> Console:
     """A console that never breaks what it prints for being piped into a file."""
     made = Console(stderr=stderr, highlight=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
+
+
+@contextmanager
+def step_bar(to: Console, label: str) -> Iterator[Report]:
+    """A bar for work that reports (done, total) itself; nothing where the output is no terminal."""
+    with Progress(
+        TextColumn(escape(label)), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=to,
+        transient=True, disable=not to.is_terminal,
+    ) as bars:  # fmt: skip
+        task = bars.add_task(label, total=None)
+        yield lambda done, total: bars.update(task, completed=done, total=total)
 
 
 def view(to: Console) -> View:

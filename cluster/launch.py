@@ -8,14 +8,19 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster import contact
 from cluster.console import NoView, View
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, requirements
+from cluster.runtime_env import go_offline
+
+if TYPE_CHECKING:
+    from genal_ray.preflight import Preflight
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
 from genal_ray.status import RunStatus
@@ -54,12 +59,18 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 
     Raises UserError before anything starts, RunError when the run failed.
     """
-    from genal_ray import preflight
+    try:
+        return _launch(config, store, address=address or config.cluster.address, resume=resume, view=view)
+    finally:
+        view.close()
 
+
+def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
     if contact.read_contact(store) is not None:
         raise UserError(f"{store.path} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
-    address = address or config.cluster.address
-    preflight.check(config, output_dir=store.path, resume=resume)
+    checked = _check(config, store, resume=resume)
+    for note in checked.notes:
+        view.say(f"note: {note}")
     placements = requirements(config)
     if address is None:
         check_local(config, placements, this_machine(store.path))
@@ -71,10 +82,18 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
             wait_for_cluster(placements, config.cluster.resource_wait_s)
         if not resume:
             store.create(config)
+        store.write_record("budget.json", {**asdict(checked.budget), "num_rounds": checked.budget.num_rounds})
         try:
             return _drive(config, store, session.address, view)
         except RunError as error:
             raise RunError(f"{error}{_evidence(session, store)}") from error
+
+
+def _check(config: RunConfig, store: RunDirectory, *, resume: bool) -> Preflight:
+    go_offline(config)
+    from genal_ray import preflight  # after go_offline: imports the Hugging Face libraries
+
+    return preflight.check(config, output_dir=store.path, resume=resume)
 
 
 def _cluster(config: RunConfig, placements: Sequence[Placement], address: str | None) -> AbstractContextManager[Any]:
@@ -103,7 +122,6 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
             return _watch(driver, store, view, pressed)
     finally:
         contact.withdraw(store)
-        view.close()
 
 
 def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> RunStatus:

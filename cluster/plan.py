@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from genal_ray import preflight
-from genal_ray.budget import Budget, resolve_budget
-from genal_ray.config import RunConfig
-
 from cluster.launch import run_directory
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, describe, private_cpus, requirements
+from cluster.runtime_env import go_offline
+from genal_ray.budget import Budget
+from genal_ray.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +23,7 @@ class Plan:
     budget: Budget
     pool_size: int
     evaluation_size: int
+    notes: tuple[str, ...]
     placements: tuple[Placement, ...]
 
     def as_json(self) -> dict[str, Any]:
@@ -35,6 +35,7 @@ class Plan:
             "budget": {**asdict(self.budget), "num_rounds": self.budget.num_rounds},
             "pool": self.pool_size,
             "evaluation": self.evaluation_size,
+            "notes": self.notes,
             "resources": [asdict(placement) for placement in self.placements],
         }
 
@@ -47,17 +48,22 @@ class Plan:
         )
         return (
             f"# fingerprint {self.config.fingerprint()}\n{self.config.to_yaml()}\n"
-            f"data     {self.pool_size} instances in the pool, {self.evaluation_size} in the evaluation split\n"
-            f"budget   {b.initial} initial labels, then {b.per_round} a round, {b.total} in all: {b.num_rounds} rounds\n"
+            f"data     pool of {self.pool_size}, evaluation split of {self.evaluation_size}\n"
+            f"budget   {b.initial} labels at first, {b.per_round} a round, {b.total} in all: {b.num_rounds} rounds\n"
             f"output   {self.directory}\n"
-            f"where    {place}\n\n{describe(self.placements)}"
+            f"where    {place}\n"
+            + "".join(f"note     {note}\n" for note in self.notes)
+            + f"\n{describe(self.placements)}"
         )
 
 
 def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
     """Raises UserError for whatever would stop the run before it starts."""
     directory = run_directory(config, output_dir)
-    corpus = preflight.check(config, output_dir=directory, resume=False).corpus
+    go_offline(config)
+    from genal_ray import preflight  # after go_offline: imports the Hugging Face libraries
+
+    checked = preflight.check(config, output_dir=directory)
     placements = requirements(config)
     address = address or config.cluster.address
     if address is None:
@@ -66,8 +72,9 @@ def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None)
         config=config,
         directory=directory,
         address=address,
-        budget=resolve_budget(config, len(corpus.pool)),
-        pool_size=len(corpus.pool),
-        evaluation_size=len(corpus.evaluation),
+        budget=checked.budget,
+        pool_size=len(checked.corpus.pool),
+        evaluation_size=len(checked.corpus.evaluation),
+        notes=checked.notes,
         placements=placements,
     )

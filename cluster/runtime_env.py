@@ -27,8 +27,16 @@ def uses_hub(config: RunConfig) -> bool:
     """Whether the configuration names a model or data set of the Hugging Face hub."""
     named = [config.student.model, config.data.source]
     named += [] if config.generator is None else [config.generator.model]
-    named += [getattr(a, "model", None) for a in (config.annotators.real, config.annotators.synthetic)]
-    return any(isinstance(name, str) and not is_local(name) for name in named)
+    return any(name is not None and not is_local(name) for name in named)
+
+
+def go_offline(config: RunConfig) -> None:
+    """Keep this process's libraries from asking the hub, unless the configuration names something there.
+
+    Works before the first import of a Hugging Face library only: they read the variable once.
+    """
+    if not uses_hub(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def environment(config: RunConfig) -> dict[str, str]:

@@ -84,7 +84,10 @@ def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
             log_to_driver=False,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"no Ray cluster can be joined at {address!r}: {error}") from error
+        raise UserError(
+            f"no Ray cluster can be joined at {address!r}: {error}. Look at `ray status` there; a cluster that wants a "
+            "token takes it from those who set RAY_AUTH_MODE=token and have the token file"
+        ) from error
     try:
         yield Session(address=str(context.address_info["address"]), logs=None)
     finally:
