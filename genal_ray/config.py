@@ -82,19 +82,29 @@ class RunConfig(Section):
         if self.generator is None:
             return self
         if self.annotators.synthetic is None:
-            raise ValueError(
-                "annotators.synthetic is missing: a generator writes instances that somebody must label; "
-                "train a classifier for it with `genal-ray train-annotator`"
+            raise InvalidValues(
+                Problem(
+                    ("annotators", "synthetic"),
+                    "missing: a generator writes instances that somebody must label; train a classifier for it with "
+                    "`genal-ray train-annotator`",
+                    missing=True,
+                )
             )
         if self.generator.max_tokens >= self.generator.max_model_len:
-            raise ValueError(
-                f"generator.max_tokens ({self.generator.max_tokens}) must be below generator.max_model_len "
-                f"({self.generator.max_model_len}): prompt and completion share the context"
+            raise InvalidValues(
+                Problem(
+                    ("generator", "max_tokens"),
+                    f"must be below generator.max_model_len ({self.generator.max_model_len}), got "
+                    f"{self.generator.max_tokens}: prompt and completion share the context",
+                )
             )
         if self.learner.name == "ppo" and self.generator.top_p < 1:
-            raise ValueError(
-                "generator.top_p must be 1 while learner.name is ppo: log-probabilities of a truncated distribution "
-                "are not the policy's"
+            raise InvalidValues(
+                Problem(
+                    ("generator", "top_p"),
+                    "must be 1 while learner.name is ppo: log-probabilities of a truncated distribution are not the "
+                    f"policy's, got {self.generator.top_p}",
+                )
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -18,9 +19,11 @@ from pydantic import (
 from genal_ray import registry
 from genal_ray.acquisition import Acquisition
 from genal_ray.annotators import Annotator
+from genal_ray.errors import UserError
 from genal_ray.paths import absolute, is_data_file
 from genal_ray.strategies import Strategy
 from genal_ray.tasks import build_task
+from genal_ray.validation import InvalidValues, Problem
 
 
 def _size(value: Any) -> int | float:
@@ -47,15 +50,22 @@ Location = Annotated[str, AfterValidator(absolute)]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
-AnyAnnotator = Annotated[
-    SerializeAsAny[Annotator], BeforeValidator(lambda v: registry.build("genal_ray.annotators", Annotator, v))
-]
-AnyStrategy = Annotated[
-    SerializeAsAny[Strategy], BeforeValidator(lambda v: registry.build("genal_ray.strategies", Strategy, v))
-]
-AnyAcquisition = Annotated[
-    SerializeAsAny[Acquisition], BeforeValidator(lambda v: registry.build("genal_ray.acquisition", Acquisition, v))
-]
+
+def _plugin(package: str, base: type[registry.P], default: str | None = None) -> BeforeValidator:
+    """Builds a plug-in of `package`; hyper-parameters without a name are those of `default`."""
+
+    def build(value: Any) -> registry.P:
+        if default is not None and isinstance(value, dict) and "name" not in value:
+            value = {"name": default, **value}
+        return registry.build(f"genal_ray.{package}", base, value)
+
+    return BeforeValidator(build)
+
+
+RealAnnotator = Annotated[SerializeAsAny[Annotator], _plugin("annotators", Annotator, "hidden")]
+SyntheticAnnotator = Annotated[SerializeAsAny[Annotator], _plugin("annotators", Annotator)]
+AnyStrategy = Annotated[SerializeAsAny[Strategy], _plugin("strategies", Strategy, "signal")]
+AnyAcquisition = Annotated[SerializeAsAny[Acquisition], _plugin("acquisition", Acquisition, "signal")]
 
 
 class Section(BaseModel):
@@ -78,9 +88,15 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _kind_is_known(self) -> Self:
-        build_task(self)
+        try:
+            build_task(self)
+        except InvalidValues as error:
+            raise InvalidValues(*(replace(p, path=("options", *p.path)) for p in error.problems)) from error
+        except UserError as error:
+            raise InvalidValues(Problem(("kind",), str(error))) from error
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels: every name may stand there once, got {', '.join(self.labels)}")
+            names = ", ".join(self.labels)
+            raise InvalidValues(Problem(("labels",), f"every name may stand there once, got {names}"))
         return self
 
 
@@ -114,10 +130,8 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _source_is_known(self) -> Self:
         if self.source is None and not (is_data_file(self.train) and is_data_file(self.evaluation)):
-            raise ValueError(
-                "source is missing (hub name or local folder): give --set data.source=..., or make data.train and "
-                "data.evaluation files (.jsonl, .csv or .parquet, plain or .gz)"
-            )
+            description = "missing (hub name or local folder); data.train and data.evaluation may be files instead"
+            raise InvalidValues(Problem(("source",), description, missing=True))
         return self
 
 
@@ -274,8 +288,8 @@ class LearnerConfig(Section):
 class AnnotatorsConfig(Section):
     """Who labels what."""
 
-    real: AnyAnnotator = Field(default="hidden", description="labels real instances")  # type: ignore[assignment]
-    synthetic: AnyAnnotator | None = Field(
+    real: RealAnnotator = Field(default="hidden", description="labels real instances")  # type: ignore[assignment]
+    synthetic: SyntheticAnnotator | None = Field(
         None, description="labels synthetic instances; required when a generator writes them"
     )
 

@@ -101,10 +101,11 @@ def override(document: Document, setting: str) -> None:
     if not sep or not all(path):
         raise UserError(f"--set {setting!r}: expected key=value, such as generator.max_tokens=48")
     node = document.values
-    for parent in path[:-1]:
+    for depth, parent in enumerate(path[:-1], 1):
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
+            document.origins[path[:depth]] = f"--set {setting}"
         elif isinstance(child, str):
             child = node[parent] = {"name": child}
         elif not isinstance(child, dict):

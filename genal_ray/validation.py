@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar, get_args
 
@@ -30,8 +31,8 @@ class Problem:
 class InvalidValues(UserError):
     """Values that a configuration model refuses, one problem each."""
 
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__(problems)
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
         self.problems = problems
 
     def __str__(self) -> str:
@@ -49,7 +50,7 @@ def validate(model: type[M], values: Any) -> M:
     try:
         return model.model_validate_json(json.dumps(values, default=str), strict=True)
     except ValidationError as error:
-        raise InvalidValues(tuple(_problems(error, model))) from error
+        raise InvalidValues(*_problems(error, model)) from error
 
 
 def suggestion(word: str, known: list[str]) -> str:
@@ -142,12 +143,9 @@ def _wrong_value(item: Any) -> str:
         words, key = _BOUNDS[kind]
         return f"must be {words} {context[key]}{got}"
     if kind == "literal_error":
-        allowed = [word.strip("'") for word in _words(context["expected"])]
+        allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         return f"expected one of {', '.join(allowed)}{got}{suggestion(str(given), allowed)}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}{got}"
     expected = _KINDS.get(kind.partition("_")[0])
     return f"expected {expected}{got}" if expected else f"{item['msg']}{got}"
-
-
-_words: Callable[[str], list[str]] = lambda expected: expected.replace(" or ", ", ").split(", ")  # noqa: E731
