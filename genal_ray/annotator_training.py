@@ -6,11 +6,10 @@ evaluation split -> annotator.json beside the weights
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from genal_ray.annotators.classifier import RECORD
-from genal_ray.config import RunConfig, load_config
+from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.files import write_json
@@ -21,11 +20,6 @@ from genal_ray.sampling import permutation
 from genal_ray.seeds import derive_seed
 from genal_ray.student import evaluate, fit, save
 from genal_ray.types import Text
-
-
-def load_annotator_config(source: str, overrides: Sequence[str] = ()) -> RunConfig:
-    """As `load_config`, for training an annotator: neither a generator nor the annotator itself is needed yet."""
-    return load_config(source, overrides, without=("generator", "annotators.synthetic"))
 
 
 def train_annotator(
