@@ -51,6 +51,7 @@ class Classifier(Annotator):
     def check(self, corpus: Corpus) -> None:
         """Raise UserError unless `path` is a sequence classifier whose labels have the corpus's names."""
         self._label_of_class(corpus)
+        self._accuracy()
 
     def load(self, corpus: Corpus) -> Labeler:
         from genal_ray.inference import StudentModel
@@ -96,7 +97,12 @@ class Classifier(Annotator):
 
     def _accuracy(self) -> float | None:
         record = self._folder() / RECORD
-        return float(_read_json(record, "")["accuracy"]) if record.is_file() else None
+        if not record.is_file():
+            return None
+        accuracy = _read_json(record, "").get("accuracy")
+        if not isinstance(accuracy, float):
+            raise UserError(f"annotator classifier: {record} should hold a number 'accuracy', found {accuracy!r}")
+        return accuracy
 
 
 def _read_json(path: Path, hint: str) -> dict[str, Any]:
