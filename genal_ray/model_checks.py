@@ -25,6 +25,9 @@ from genal_ray.validation import suggestion
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "sentencepiece*.model")
+"""Without any of these transformers makes up an empty tokenizer."""
+
 LONGEST = 2000
 """Texts that are tokenized to find the longest; the longest in bytes, as no token is shorter than a byte."""
 
@@ -136,6 +139,8 @@ def _check_folder(folder: Path, trust_remote_code: bool, name: str) -> None:
         raise UserError(_own_code(where, name))
     if not any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern)):
         raise UserError(f"{where}: no weights in it: expected model.safetensors or its parts")
+    if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
+        raise UserError(f"{where}: no tokenizer in it: expected tokenizer.json and tokenizer_config.json")
 
 
 def _own_code(where: str, name: str) -> str:

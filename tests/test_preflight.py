@@ -1,0 +1,183 @@
+"""Before a run: everything that would stop it later stops it now, in one message that says how to mend it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genal_ray import preflight
+from genal_ray.config import RunConfig, load_config
+from genal_ray.errors import UserError
+from genal_ray.store import RunDirectory
+
+
+@pytest.fixture
+def demo(tiny_lm: Path) -> Callable[..., RunConfig]:
+    """The bundled example over a random generator, with settings on top."""
+
+    def configure(*settings: str) -> RunConfig:
+        return load_config(
+            "demo",
+            [
+                f"generator.model={tiny_lm}",
+                "generator.max_model_len=1024",
+                "data.evaluation_size=20",
+                "annotators.synthetic=hidden",
+                *settings,
+            ],
+        )
+
+    return configure
+
+
+@pytest.fixture
+def complaint(demo: Callable[..., RunConfig], tmp_path: Path) -> Callable[..., str]:
+    def complain(*settings: str, output_dir: Path = tmp_path / "run", resume: bool = False) -> str:
+        with pytest.raises(UserError) as caught:
+            preflight.check(demo(*settings), output_dir=output_dir, resume=resume)
+        return str(caught.value)
+
+    return complain
+
+
+def copied(folder: Path, to: Path, **changes: Any) -> Path:
+    """A copy of a model folder whose config.json has other values; None takes a key away."""
+    shutil.copytree(folder, to)
+    values = {**json.loads((to / "config.json").read_text()), **changes}
+    (to / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return to
+
+
+def test_good_configuration_passes(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
+    found = preflight.check(demo(), output_dir=tmp_path / "run")
+    assert len(found.corpus.pool) == 300
+    assert (found.budget.initial, found.budget.total, found.budget.num_rounds) == (20, 200, 6)
+    assert found.task.domain == "customer messages"
+    assert not (tmp_path / "run").exists()
+
+
+def test_bundled_example_passes_as_it_ships(tmp_path: Path) -> None:
+    preflight.check(load_config("demo"), output_dir=tmp_path / "run")
+
+
+def test_notes_tell_what_was_left_out(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
+    rows = [{"text": f"text {i}", "label": str(i % 10 == 0)} for i in range(40)]
+    for name, part in (("train", [*rows[:30], rows[3], rows[35]]), ("test", rows[30:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    settings = [
+        "data.pool_size=1.0",
+        "data.initial_labeled=2",
+        "data.initial_method=random",
+        "data.evaluation_size=1.0",
+    ]
+    config = demo(f"data.source={tmp_path}", *settings, "budget.per_round=1", "budget.total=110")
+    notes = preflight.check(config, output_dir=tmp_path / "run").notes
+    assert any("1 training rows repeat an earlier text" in note for note in notes)
+    assert any("1 training rows occur in the evaluation split" in note for note in notes)
+    assert any("has no instance of: True" in note for note in notes)
+    assert any("takes 108 rounds" in note for note in notes)
+
+
+def test_budget_needs_a_pool_or_a_generator(complaint: Callable[..., str]) -> None:
+    text = complaint("generator=null", "budget.total=2.0")
+    assert "budget.total is 600 labels but the pool has 300 instances and there is no generator" in text
+    assert "raise budget.total" in complaint("budget.total=20")
+
+
+def test_missing_model_folders_are_answered_with_near_ones(complaint: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "domain-lm").mkdir()
+    text = complaint(f"generator.model={tmp_path}/domain-ml")
+    assert f"generator.model {tmp_path}/domain-ml: no such folder; did you mean 'domain-lm'? (in {tmp_path}:" in text
+    assert "student.model /nowhere/bert: no such folder" in complaint("student.model=/nowhere/bert")
+
+
+def test_folders_that_are_no_models(complaint: Callable[..., str], tiny_lm: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "no config.json in it" in complaint(f"generator.model={tmp_path}/empty")
+    folder = copied(tiny_lm, tmp_path / "lm")
+    (folder / "model.safetensors").unlink()
+    assert "no weights in it: expected model.safetensors" in complaint(f"generator.model={folder}")
+    (folder / "config.json").write_text("{")
+    assert "config.json is not JSON" in complaint(f"generator.model={folder}")
+
+
+def test_generator_without_tokenizer(complaint: Callable[..., str], tiny_lm: Path, tmp_path: Path) -> None:
+    folder = copied(tiny_lm, tmp_path / "lm")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer in it: expected tokenizer.json" in complaint(f"generator.model={folder}")
+
+
+def test_models_of_the_wrong_kind(complaint: Callable[..., str], tiny_lm: Path) -> None:
+    text = complaint("generator.model=minilm")
+    assert "generator.model minilm is not a causal language model (its config.json says BertModel)" in text
+    text = complaint(f"student.model={tiny_lm}")
+    assert "is no encoder or sequence classifier (its config.json says Qwen2ForCausalLM)" in text
+    assert "'minilm', which ships" in text
+
+
+def test_unreachable_hub_models_say_what_to_do(complaint: Callable[..., str]) -> None:
+    text = complaint("student.model=nobody/nothing-of-this-name")
+    assert "is neither a local folder nor a model that can be had from the hub" in text
+    assert "Set student.model to a local folder" in text
+
+
+def test_models_with_own_code_are_refused_unless_asked_for(
+    complaint: Callable[..., str], tiny_lm: Path, minilm: Path, tmp_path: Path
+) -> None:
+    own = {"model_type": "homemade", "auto_map": {"AutoConfig": "code.Config"}}
+    text = complaint(f"generator.model={copied(tiny_lm, tmp_path / 'lm', **own)}")
+    assert "needs Python code that comes with it" in text
+    assert "set generator.trust_remote_code=true" in text
+    text = complaint(f"student.model={copied(minilm, tmp_path / 'bert', **own)}")
+    assert "set student.trust_remote_code=true" in text
+
+
+def test_longest_prompt_has_to_fit(complaint: Callable[..., str]) -> None:
+    text = complaint("generator.max_model_len=128", "generator.max_tokens=48")
+    assert "the longest prompt has" in text
+    assert "lower task.num_examples (3) or generator.max_tokens" in text
+    assert "the longest text is r-" in text
+
+
+def test_context_has_to_be_the_models(complaint: Callable[..., str], minilm: Path, tmp_path: Path) -> None:
+    text = complaint("generator.max_model_len=4096")
+    assert "has a context of 1024 tokens: set generator.max_model_len=1024 or lower" in text
+    text = complaint("student.max_length=513")
+    assert "reads at most 512 tokens: set student.max_length=512 or lower" in text
+
+
+def test_data_and_annotators_are_checked(complaint: Callable[..., str]) -> None:
+    assert "test.jsonl, line 1: no column 'labels'; did you mean 'label'?" in complaint(
+        "data.label_column=labels", "data.train=test"
+    )
+    assert "annotator classifier: no folder /nowhere" in complaint(
+        "annotators.synthetic.name=classifier", "annotators.synthetic.path=/nowhere"
+    )
+
+
+def test_output_directory_of_another_run_is_refused(
+    demo: Callable[..., RunConfig], complaint: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "taken"
+    RunDirectory(folder).create(demo())
+    assert "holds this very run already: continue it with `genal-ray resume" in complaint(output_dir=folder)
+    assert "holds another run: give another --output-dir" in complaint("seed=1", output_dir=folder)
+    assert "was begun with another configuration" in complaint("seed=1", output_dir=folder, resume=True)
+    preflight.check(demo(), output_dir=folder, resume=True)
+    assert "is not a run directory: it has no config.yaml" in complaint(output_dir=tmp_path / "x", resume=True)
+
+
+def test_output_directory_has_to_be_empty_and_writable(
+    complaint: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert "is not an empty directory" in complaint(output_dir=tmp_path)
+    assert "notes.txt is a file" in complaint(output_dir=tmp_path / "notes.txt" / "run")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert f"{tmp_path} cannot be written to: give another --output-dir" in complaint(output_dir=tmp_path / "new")
