@@ -1,6 +1,6 @@
 """The PPO learner as the driver uses it: a group of Ray actors around one DeepSpeed engine.
 
-    rollouts ─► object store ─► n LearnerWorkers, in step ─► output_dir/model, output_dir/learner ─► PolicyUpdate
+rollouts ─► object store ─► n LearnerWorkers, in step ─► output_dir/model, output_dir/learner ─► PolicyUpdate
 """
 
 from __future__ import annotations
@@ -9,27 +9,39 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.learner_worker import LearnerWorker
+from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.paths import is_local
 from genal_ray.types import PolicyUpdate, Rollout
 
-HandOver = Callable[[PolicyUpdate], Awaitable[dict[str, float]]]
-"""Brings a policy to every generator replica; returns `timing/*` figures."""
+Send = Callable[[], Awaitable[object]]
+"""Brings the learner's weights straight into the generator's engines."""
+
+
+class HandOver(Protocol):
+    async def __call__(self, policy: PolicyUpdate, send: Send | None = None) -> dict[str, float]:
+        """Brings a policy to every generator replica, from its folder unless `send` does; returns `timing/*`."""
+        ...
 
 
 class LearnerGroup:
     """Satisfies `genal_ray.interfaces.Learner`; lives in the process that runs the loop."""
 
-    def __init__(self, config: RunConfig, hand_over: HandOver) -> None:
-        """Stores; `start` starts the workers. `hand_over` is `GeneratorService.load_policy`, or wraps it."""
+    def __init__(self, config: RunConfig, hand_over: HandOver, app_name: str = "") -> None:
+        """Stores; `start` starts the workers. `hand_over` is `GeneratorService.load_policy`, `app_name` the name of
+        its Serve application, which the backends nccl and ipc send to.
+        """
+        assert config.generator is not None
         self._config = config
+        self._generator = config.generator
+        self._app_name = app_name
         self._learner = config.learner
         self._hand_over = hand_over
         self._workers: list[Any] = []
@@ -72,7 +84,10 @@ class LearnerGroup:
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
-        return await self._hand_over(policy)
+        if resolve_backend(self._generator) == "file":
+            return await self._hand_over(policy)
+        ref = PolicyRef(version=policy.version, path=policy.path)
+        return await self._hand_over(policy, lambda: self._call("send_weights", ref, self._app_name))
 
     async def stop(self) -> None:
         """Ends the workers. Safe to call at any time."""
@@ -83,7 +98,9 @@ class LearnerGroup:
     async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
         """The method's results by rank. One failure stops the group: the others would wait for it for ever."""
         if not self._workers:
-            raise RunError("the learner is not running: it was never started, or it was stopped after a failure")
+            raise RunError(
+                "the learner is not running: it was never started, or it was stopped after a failure"
+            )
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
         calls = [getattr(worker, method).remote(*args) for worker in chosen]
         try:

@@ -15,7 +15,11 @@ import deepspeed
 import torch
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import logger as deepspeed_logger
-from deepspeed.utils import safe_get_full_optimizer_state, safe_set_full_optimizer_state, safe_set_local_optimizer_state
+from deepspeed.utils import (
+    safe_get_full_optimizer_state,
+    safe_set_full_optimizer_state,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
 from genal_ray.config import LearnerConfig
@@ -23,7 +27,9 @@ from genal_ray.policy_model import PolicyModel, as_reference, parameter_groups, 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's, once a call
+warnings.filterwarnings(
+    "ignore", message="`torch.distributed", category=FutureWarning
+)  # DeepSpeed's, once a call
 
 
 class DeepSpeedEngine:
@@ -75,6 +81,11 @@ class DeepSpeedEngine:
     def gathered(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
         """While it lasts, the parameters are whole on every worker (all workers must enter it)."""
         return GatheredParameters(parameters) if self._config.zero_stage == 3 else nullcontext()
+
+    def whole_shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
+        """The parameter's shape before it was partitioned over the workers."""
+        shape = parameter.ds_shape if self._config.zero_stage == 3 else parameter.shape  # type: ignore[attr-defined]
+        return tuple(shape)
 
     @property
     def num_steps(self) -> int:

@@ -59,7 +59,9 @@ class SavedState(Mapping[str, Tensor]):
         try:
             self.settings: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no learner state: expected state.json and safetensors files ({error})") from error
+            raise UserError(
+                f"{folder} holds no learner state: expected state.json and safetensors files ({error})"
+            ) from error
         if self.settings.get("format") != FORMAT:
             raise UserError(f"{file} has format {self.settings.get('format')!r}, this version reads {FORMAT}")
         self._folder = folder

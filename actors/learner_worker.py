@@ -1,17 +1,16 @@
 """One worker of the PPO learner: the policy on its device, its share of each update, and the learner's state on disk.
 
-    update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a plain Hugging Face folder
-                                  └─► output_dir/learner  state.json and safetensors: all that a restart needs
+update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a plain Hugging Face folder
+                              └─► output_dir/learner  state.json and safetensors: all that a restart needs
 """
 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -21,14 +20,20 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
 from actors.learner_state import SavedState, ShardWriter
+from actors.weight_sender import ParamMeta, WeightSender
+from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
 from genal_ray.paths import resolve_model
-from genal_ray.policy_model import causal_lm, frozen_reference, load_policy, policy_tensors
+from genal_ray.policy_model import causal_lm, frozen_reference, load_policy, policy_parameters, policy_tensors
 from genal_ray.ppo import adapted_coefficient
 from genal_ray.ppo_batch import pack
 from genal_ray.ppo_update import Workers, ppo_update
 from genal_ray.precision import resolve_dtype
+from genal_ray.seeds import derive_seed
 from genal_ray.types import Rollout
+
+if TYPE_CHECKING:
+    from actors.learner_engine import DeepSpeedEngine
 
 
 class LearnerWorker:
@@ -42,14 +47,17 @@ class LearnerWorker:
         self._rank = rank
         self._world_size = world_size
         self._store: dist.TCPStore | None = None
-        self._num_updates = 0
-        self._kl_coefficient = config.learner.kl.coefficient
+        self._sender: WeightSender | None = None
 
     def listen(self) -> tuple[str, int]:
         """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port."""
         host = ray.util.get_node_ip_address()
         self._store = dist.TCPStore(
-            host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=self._learner.timeout_s)
+            host,
+            0,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=self._learner.timeout_s),
         )
         return host, int(self._store.port)
 
@@ -76,6 +84,7 @@ class LearnerWorker:
             saved.check(self._fingerprint())
             saved.load_parameters(policy)
         self._engine = DeepSpeedEngine(policy, reference, self._learner, self._device)
+        self._sender = None
         self._num_updates = 0
         self._kl_coefficient = self._learner.kl.coefficient
         if saved is not None:
@@ -91,7 +100,7 @@ class LearnerWorker:
         batch = pack(rollouts, self._device)
         metrics = {"rl/num_rollouts": float(len(batch)), "rl/num_empty": float(len(rollouts) - len(batch))}
         if len(batch):
-            torch.manual_seed(_mix(self._config.seed, version, self._rank))  # for the dropout of LoRA
+            torch.manual_seed(derive_seed(self._config.seed, "dropout", version, self._rank))
             train_trunk = self._num_updates >= self._learner.critic_warmup_rounds
             self._engine.set_trunk_learning(train_trunk)
             metrics |= ppo_update(
@@ -100,7 +109,7 @@ class LearnerWorker:
                 self._learner,
                 kl_coefficient=self._kl_coefficient,
                 train_trunk=train_trunk,
-                rng=np.random.default_rng([self._config.seed, version]),
+                rng=np.random.default_rng(derive_seed(self._config.seed, "ppo", version)),
                 workers=Workers(rank=self._rank, size=self._world_size, sum=self._sum),
             )
             self._adapt(metrics["rl/kl"], len(batch))
@@ -108,28 +117,56 @@ class LearnerWorker:
         self._save(output_dir, version)
         return metrics
 
-    def weight_source(self) -> Iterator[tuple[str, Tensor]]:
-        """(Hugging Face name, whole tensor) of the policy, LoRA merged; all workers must go through it together."""
-        return policy_tensors(self._engine.module, self._compute_dtype, self._engine.gathered)
+    def send_weights(self, policy: PolicyRef, app_name: str) -> None:
+        """Brings the weights straight into the generator's engines (backends nccl and ipc); called on every worker.
+
+        Raises HandOverError.
+        """
+        if self._sender is None:
+            backend = resolve_backend(self._generator)
+            assert backend != "file", "with the file backend the replicas read the policy's folder"
+            self._sender = WeightSender(
+                backend=backend,
+                source=self.weight_source(),
+                app_name=app_name,
+                rank=self._rank,
+                timeout_s=self._generator.timeout_s,
+            )
+        self._sender.send(policy)
+
+    def weight_source(self) -> PolicyWeights:
+        """The policy's weights as they are whenever it is iterated."""
+        return PolicyWeights(self._engine, self._compute_dtype)
 
     def stop(self) -> None:
         dist.destroy_process_group()
 
     def _join(self, host: str, port: int) -> None:
         cuda = self._device.type == "cuda"
-        environment = {"RANK": self._rank, "WORLD_SIZE": self._world_size, "LOCAL_RANK": 0, "MASTER_ADDR": host}
+        environment = {
+            "RANK": self._rank,
+            "WORLD_SIZE": self._world_size,
+            "LOCAL_RANK": 0,
+            "MASTER_ADDR": host,
+        }
         os.environ.update({key: str(value) for key, value in environment.items()}, MASTER_PORT=str(port))
         os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
         timeout = timedelta(seconds=self._learner.timeout_s)
         store = self._store or dist.TCPStore(host, port, is_master=False, timeout=timeout)
         dist.init_process_group(
-            "nccl" if cuda else "gloo", store=store, rank=self._rank, world_size=self._world_size, timeout=timeout
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=self._rank,
+            world_size=self._world_size,
+            timeout=timeout,
         )
         import deepspeed
 
         # Built by a C++ compiler at first use (41 s) for intra-node all-reduce; gloo does that without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
+        deepspeed.init_distributed(
+            dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False
+        )
 
     def _sum(self, array: Tensor) -> Tensor:
         total = array.clone()
@@ -195,6 +232,19 @@ class LearnerWorker:
         ).save_pretrained(folder)
 
 
-def _mix(*parts: int) -> int:
-    """A seed in [0, 2**32) that differs wherever a part does."""
-    return zlib.crc32(repr(parts).encode())
+class PolicyWeights:
+    """`actors.weight_sender.WeightSource` of a DeepSpeed engine's policy, LoRA merged."""
+
+    def __init__(self, engine: DeepSpeedEngine, dtype: torch.dtype) -> None:
+        self._engine = engine
+        self._dtype = dtype
+
+    def metadata(self) -> Sequence[ParamMeta]:
+        return [
+            ParamMeta(name=name, dtype=self._dtype, shape=self._engine.whole_shape(parameter))
+            for name, parameter, _ in policy_parameters(self._engine.module)
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """(Hugging Face name, whole tensor); all workers must go through it together."""
+        return policy_tensors(self._engine.module, self._dtype, self._engine.gathered)

@@ -55,7 +55,9 @@ class PolicyModel(nn.Module):
         with self._autocast(tokens.device):
             states = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
             hidden = states[row, column - 1]
-            if not train_trunk:  # a zero gradient instead of none: ZeRO waits for a gradient of every parameter
+            if (
+                not train_trunk
+            ):  # a zero gradient instead of none: ZeRO waits for a gradient of every parameter
                 hidden = hidden.detach() + 0.0 * hidden
             logprobs, entropy = self._score(hidden, tokens[row, column], with_entropy)
         values = self.value_head(hidden.float()).squeeze(-1)
@@ -96,7 +98,9 @@ def is_lora(lm: nn.Module) -> bool:
     return isinstance(lm, PeftModel)
 
 
-def load_policy(generator: GeneratorConfig, learner: LearnerConfig, compute_dtype: torch.dtype) -> PolicyModel:
+def load_policy(
+    generator: GeneratorConfig, learner: LearnerConfig, compute_dtype: torch.dtype
+) -> PolicyModel:
     """The pretrained generator with a value head of zeros, on the CPU.
 
     Raises UserError when the model can't be loaded as a causal language model, or computes its logits in a way that
@@ -152,9 +156,17 @@ def parameter_groups(policy: PolicyModel, config: LearnerConfig) -> list[dict[st
     """AdamW's groups: matrices with weight decay, vectors without, and the value head at its own learning rate."""
     trunk = [p for name, p in trainable(policy).items() if not name.startswith("value_head.")]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in trunk if p.ndim > 1], "lr": config.learning_rate, "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in trunk if p.ndim > 1],
+            "lr": config.learning_rate,
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for p in trunk if p.ndim < 2], "lr": config.learning_rate, "weight_decay": 0.0},
-        {"params": list(policy.value_head.parameters()), "lr": config.value_learning_rate, "weight_decay": 0.0},
+        {
+            "params": list(policy.value_head.parameters()),
+            "lr": config.value_learning_rate,
+            "weight_decay": 0.0,
+        },
     ]
     return [group for group in groups if group["params"]]
 
@@ -166,7 +178,10 @@ def _load_lm(generator: GeneratorConfig) -> Any:
     options = {"revision": generator.revision, "trust_remote_code": generator.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        for key, value in config.to_dict().items():  # dropout would make pi differ from itself: ratio 1 needs none
+        for (
+            key,
+            value,
+        ) in config.to_dict().items():  # dropout would make pi differ from itself: ratio 1 needs none
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
         return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **options)
@@ -203,15 +218,14 @@ def _add_lora(lm: Any, lora: LoraConfig) -> Any:
     try:
         return peft.get_peft_model(lm, config)
     except ValueError as error:
-        raise UserError(f"learner.lora.target_modules {lora.target_modules!r} does not fit the model: {error}") from error
+        raise UserError(
+            f"learner.lora.target_modules {lora.target_modules!r} does not fit the model: {error}"
+        ) from error
 
 
-def policy_tensors(
-    policy: PolicyModel, dtype: torch.dtype, gathered: Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
-) -> Iterator[tuple[str, Tensor]]:
-    """The language model's weights under their Hugging Face names, LoRA merged, tied weights once; copies in `dtype`.
-
-    `gathered` makes parameters whole that are partitioned over workers, while its context lasts.
+def policy_parameters(policy: PolicyModel) -> Iterator[tuple[str, nn.Parameter, Any]]:
+    """Hugging Face name, parameter, and the LoRA layer that changes it (None if there is none) of the language
+    model; tied weights once.
     """
     lm = causal_lm(policy.lm)
     for name, parameter in lm.named_parameters():
@@ -219,14 +233,27 @@ def policy_tensors(
         if ".lora_" in name:
             continue
         if not owner.endswith(".base_layer"):
-            with gathered([parameter]):
-                yield name, parameter.detach().to(dtype, copy=True)
+            yield name, parameter, None
             continue
         owner = owner.removesuffix(".base_layer")
-        layer = lm.get_submodule(owner)
-        adapters = [p for n, p in layer.named_parameters() if n.startswith("lora_")]
+        yield f"{owner}.{leaf}", parameter, lm.get_submodule(owner) if leaf == "weight" else None
+
+
+def policy_tensors(
+    policy: PolicyModel,
+    dtype: torch.dtype,
+    gathered: Callable[[list[nn.Parameter]], AbstractContextManager[Any]],
+) -> Iterator[tuple[str, Tensor]]:
+    """(Hugging Face name, copy of the weight in `dtype`), LoRA merged.
+
+    `gathered` makes parameters whole that are partitioned over workers, while its context lasts.
+    """
+    for name, parameter, layer in policy_parameters(policy):
+        adapters = [] if layer is None else [p for n, p in layer.named_parameters() if n.startswith("lora_")]
         with gathered([parameter, *adapters]), torch.no_grad():
-            weight = parameter.detach().float()
-            if leaf == "weight":
-                weight = weight + sum(layer.get_delta_weight(a).float() for a in layer.active_adapters)
-            yield f"{owner}.{leaf}", weight.to(dtype, copy=True)
+            weight = parameter.detach()
+            if layer is not None:
+                weight = weight.float() + sum(
+                    layer.get_delta_weight(a).float() for a in layer.active_adapters
+                )
+            yield name, weight.to(dtype, copy=True)

@@ -1,6 +1,6 @@
 """Rollouts as arrays, and which worker works on which of them when.
 
-    rollouts ─► RolloutBatch ─► minibatches (one optimiser step) ─► a worker's share ─► MicroBatch (one forward pass)
+rollouts ─► RolloutBatch ─► minibatches (one optimiser step) ─► a worker's share ─► MicroBatch (one forward pass)
 """
 
 from __future__ import annotations

@@ -196,7 +196,8 @@ def _loss(
     value_loss = ppo.value_losses(
         values, micro.pick(experience.values), micro.pick(experience.returns), config.value_clip_range
     ).sum()
-    loss = policy_loss + config.value_coefficient * value_loss
+    # a zero gradient instead of none, also for the head: see PolicyModel.forward
+    loss = (1.0 if train_trunk else 0.0) * policy_loss + config.value_coefficient * value_loss
     if with_entropy:
         loss = loss - config.entropy_coefficient * entropy.sum()
     with torch.no_grad():
