@@ -1,7 +1,7 @@
 """The generator as the driver uses it: deploys vLLM replicas with Ray Serve, spreads prompts, hands policies over.
 
-    prompts ─► requests of `prompts_per_request` ─► replicas ─► completions, in the order of the prompts
-                        └─ replica died: the request goes to another one, at most MAX_ATTEMPTS times
+prompts ─► requests of `prompts_per_request` ─► replicas ─► completions, in the order of the prompts
+                    └─ replica died: the request goes to another one, at most MAX_ATTEMPTS times
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class GeneratorService:
         self._policy = new
         if send is not None:
             try:
-                await asyncio.wait_for(send(), self._config.timeout_s)
+                await asyncio.wait_for(send(), self._config.timeout_s + 5)  # its own error says more
             except TimeoutError:
                 raise hand_over_error(new, await self._laggards(new)) from None
         try:
@@ -214,10 +214,12 @@ class GeneratorService:
                         trouble = f"{type(error).__name__}: {error}"
                     await asyncio.sleep(attempt + 1)  # Serve needs a moment to see that a replica is gone
         except TimeoutError:
-            message = (await self._serve_status())[1]
+            reports: list[ReplicaReport] = await self._registry.reports.remote()
+            known = [f"replica {r.replica}: {r.error}" for r in reports if r.error is not None]
+            known += [f"Serve: {(await self._serve_status())[1]}"] + ([trouble] if trouble else [])
             raise RunError(
                 f"{len(request.prompts)} prompts were not completed within generator.timeout_s = "
-                f"{self._config.timeout_s:g} s (Serve: {message}{'; before that: ' + trouble if trouble else ''})"
+                f"{self._config.timeout_s:g} s ({'; '.join(known)})"
             ) from None
         raise RunError(f"generator replicas failed {MAX_ATTEMPTS} times on the same request, the last time: {trouble}")
 

@@ -110,6 +110,10 @@ def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
     else:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
         arguments["enforce_eager"] = True
+        # a seeded request whose prompt is prefilled in pieces kills vLLM's CPU engine: it rewinds a random generator
+        # in a way that only CUDA's generators know
+        arguments["enable_chunked_prefill"] = False
+        arguments["max_num_batched_tokens"] = max(2048, config.max_model_len)
     return arguments | config.engine
 
 

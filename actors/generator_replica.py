@@ -1,9 +1,9 @@
 """One generator replica: a vLLM engine inside a Ray Serve replica, which never mixes policies.
 
-    generate(request) ── holds the wanted policy? ── yes ──────────► engine ─► completions of that version
-                                └─ older: catches up from the folder; newer: StalePolicyError
-    hand-over ── waits for running requests ─► pause ─► start ─► update ─► finish ─► resume
-                                └─ anything fails: broken, refuses everything, Serve restarts it
+generate(request) ── holds the wanted policy? ── yes ──────────► engine ─► completions of that version
+                            └─ older: catches up from the folder; newer: StalePolicyError
+hand-over ── waits for running requests ─► pause ─► start ─► update ─► finish ─► resume
+                            └─ anything fails: broken, refuses everything, Serve restarts it
 """
 
 from __future__ import annotations
@@ -115,12 +115,13 @@ class GeneratorReplica:
         """One step of a hand-over that a learner drives (actors.weight_sender). `init` takes `rank_offsets` by
         replica, `finish` the policy that has been sent."""
         try:
-            if step == "start":
-                await self._close()
-            await asyncio.wait_for(self._transfer(step, payload, policy), self._config.timeout_s)
-            if step == "finish":
-                assert policy is not None
-                await self._reopen(policy)
+            async with asyncio.timeout(self._config.timeout_s):
+                if step == "start":
+                    await self._close()
+                await self._transfer(step, payload, policy)
+                if step == "finish":
+                    assert policy is not None
+                    await self._reopen(policy)
         except Exception as error:
             self._break(f"weight hand-over failed at {step!r}: {type(error).__name__}: {error}")
         return await self._report()
@@ -136,7 +137,7 @@ class GeneratorReplica:
 
     def __del__(self) -> None:
         if "_engine" in self.__dict__:
-            self._engine.shutdown()
+            self._engine.shutdown(timeout=0)  # nothing is worth waiting for
 
     # -- the engine ------------------------------------------------------------------------------------------------
 
@@ -263,19 +264,19 @@ class GeneratorReplica:
                 await self._engine.shutdown_weight_transfer_engine()
 
     async def _close(self) -> None:
-        """Let running requests end and take no new ones until `_reopen`."""
-        async with asyncio.timeout(self._config.timeout_s):
-            await self._changing.acquire()
-            await self._idle.wait()
-            await self._engine.pause_generation(mode="wait", clear_cache=True)
+        """Let running requests end and take no new ones until `_reopen`, or until the learner has taken too long."""
+        await self._changing.acquire()
         self._deadline = asyncio.get_running_loop().call_later(
             self._config.timeout_s, self._break, "the learner began a weight hand-over and did not finish it"
         )
+        await self._idle.wait()
+        await self._engine.pause_generation(mode="wait", clear_cache=True)
 
     async def _reopen(self, policy: PolicyRef) -> None:
         assert self._deadline is not None
-        self._deadline.cancel()
         await self._engine.resume_generation()
+        self._deadline.cancel()
+        self._deadline = None
         self._version = policy.version
         self._changing.release()
 
@@ -285,14 +286,11 @@ class GeneratorReplica:
         self._broken = self._broken or reason
         if self._deadline is not None:
             self._deadline.cancel()
-        if self._deadline is not None and self._changing.locked():
+            self._deadline = None
             self._changing.release()  # requests that wait are refused, not hung
-        self._deadline = None
 
     def _state(self) -> ReplicaReport:
-        return ReplicaReport(
-            replica=self._name, version=self._version, error=self._broken, num_ranks=self._num_ranks
-        )
+        return ReplicaReport(replica=self._name, version=self._version, error=self._broken, num_ranks=self._num_ranks)
 
     async def _report(self, error: str | None = None) -> ReplicaReport:
         if error is not None:

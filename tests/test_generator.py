@@ -138,11 +138,17 @@ def test_no_prompts_no_completions(session: Session) -> None:
 
 @pytest.mark.ray
 def test_same_seed_same_completions(session: Session) -> None:
-    prompts = make_prompts([20] * 24, session.model)
+    prompts = make_prompts([20 + i for i in range(24)], session.model)
     first = session.run(session.service.generate(prompts))
     again = session.run(session.service.generate(list(reversed(prompts))))
     assert tokens(first) == tokens(list(reversed(again)))
     assert len(set(tokens(first))) > 20
+
+
+@pytest.mark.ray
+def test_more_prompt_tokens_than_one_step_takes(session: Session) -> None:
+    prompts = make_prompts([300] * 40, session.model)
+    assert len(session.run(session.service.generate(prompts))) == 40
 
 
 @pytest.mark.ray
