@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
@@ -51,8 +58,9 @@ def check_generator(config: GeneratorConfig, task: Task, pool: Sequence[Instance
     _check_prompt_length(config, task, pool)
 
 
-def check_student(config: StudentConfig) -> None:
-    """Raise UserError unless `student.model` can be trained as a sequence classifier on texts of `max_length`."""
+def check_student(config: StudentConfig, encoding: str) -> None:
+    """Raise UserError unless `student.model` can be trained as a sequence classifier on texts of `max_length`, and
+    its `encoding` taken as the scorers need it."""
     model = _config(config, "student")
     generative = [a for a in _architectures(model) if a.endswith(("ForCausalLM", "LMHeadModel"))]
     trainable = model.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
@@ -61,6 +69,11 @@ def check_student(config: StudentConfig) -> None:
         raise UserError(
             f"student.model {config.model} is no encoder or sequence classifier (its config.json says {kind}): "
             "expected one such as bert-base-uncased, or 'minilm', which ships"
+        )
+    if encoding == "pooler" and trainable and not _has_pooler(model):
+        raise UserError(
+            f"scorer.encoding is pooler but a {model.model_type} classifier such as {config.model} has no pooler: "
+            "set scorer.encoding to cls or mean"
         )
     positions = _positions(model)
     tokenizer = _tokenizer(config, "student")
@@ -164,6 +177,13 @@ def _tokenizer(section: GeneratorConfig | StudentConfig, name: str) -> PreTraine
 
 def _architectures(model: Any) -> list[str]:
     return list(model.architectures or [])
+
+
+def _has_pooler(model: Any) -> bool:
+    """Whether the encoder under the classification head ends in a pooler; the model is built without its weights."""
+    with torch.device("meta"):
+        encoder = AutoModelForSequenceClassification.from_config(model).base_model
+    return getattr(encoder, "pooler", None) is not None
 
 
 def _positions(model: Any) -> int | None:

@@ -40,7 +40,7 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     corpus = load_corpus(config)
     task = build_task(config.task)
     budget = resolve_budget(config, len(corpus.pool))
-    check_student(config.student)
+    check_student(config.student, config.scorer.encoding)
     if config.generator is not None:
         check_generator(config.generator, task, corpus.pool)
     config.annotators.real.check(corpus)

@@ -145,13 +145,13 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in _lines(path):
         if line.isspace():
             continue
+        hint = "; write a JSON array as one object a line" if line.lstrip().startswith("[") else ""
         try:
             row = decode(line)
         except (json.JSONDecodeError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
-            raise UserError(f"{path}, line {number}: not JSON ({reason}): {_excerpt(line)}") from error
+            raise UserError(f"{path}, line {number}: not JSON ({reason}): {_excerpt(line)}{hint}") from error
         if not isinstance(row, dict):
-            hint = "; a JSON array has to be written as one object a line" if isinstance(row, list) else ""
             raise UserError(f"{path}, line {number}: expected an object {{...}}, found {_excerpt(line)}{hint}")
         yield number, row
 

@@ -145,6 +145,8 @@ def _wrong_value(item: Any) -> str:
     if kind == "literal_error":
         allowed = re.findall(r"'([^']*)'", context["expected"]) or [context["expected"]]
         return f"expected one of {', '.join(allowed)}{got}{suggestion(str(given), allowed)}"
+    if kind.endswith("too_short"):
+        return f"expected at least {context['min_length']} {'character' if 'string' in kind else 'entries'}{got}"
     if kind == "string_pattern_mismatch":
         return f"must match {context['pattern']}{got}"
     expected = _KINDS.get(kind.partition("_")[0])

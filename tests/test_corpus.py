@@ -191,6 +191,7 @@ def test_no_text_twice_and_none_of_the_evaluation_split(folder: Path) -> None:
     ("line", "expected"),
     [
         (b'{"text": "x"', "train.jsonl, line 3: not JSON"),
+        (b"[", "line 3: not JSON (Expecting value): [; write a JSON array as one object a line"),
         (b'["x", "good"]', "train.jsonl, line 3: expected an object {...}, found"),
         (b'{"text": "caf\xe9", "label": "good"}', "train.jsonl, line 3: not UTF-8 (byte 0xe9 at position 13)"),
         (b'{"txt": "x", "label": "good"}', "line 3: no column 'text'; did you mean 'txt'? (there are: txt, label)"),

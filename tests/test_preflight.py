@@ -13,6 +13,7 @@ import pytest
 from genal_ray import preflight
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import UserError
+from genal_ray.model_checks import check_student
 from genal_ray.store import RunDirectory
 
 
@@ -150,6 +151,14 @@ def test_context_has_to_be_the_models(complaint: Callable[..., str], minilm: Pat
     assert "has a context of 1024 tokens: set generator.max_model_len=1024 or lower" in text
     text = complaint("student.max_length=513")
     assert "reads at most 512 tokens: set student.max_length=512 or lower" in text
+
+
+def test_encoding_has_to_be_the_students(demo: Callable[..., RunConfig], tmp_path: Path, minilm: Path) -> None:
+    check_student(demo("scorer.encoding=pooler").student, "pooler")
+    distilbert = {"model_type": "distilbert", "architectures": ["DistilBertModel"]}
+    config = demo(f"student.model={copied(minilm, tmp_path / 'distil', **distilbert)}")
+    with pytest.raises(UserError, match="has no pooler: set scorer"):
+        check_student(config.student, "pooler")
 
 
 def test_data_and_annotators_are_checked(complaint: Callable[..., str]) -> None:
