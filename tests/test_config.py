@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,9 @@ from genal_ray.config import load_config, parse_config
 from genal_ray.config_yaml import dump, read_document
 from genal_ray.errors import UserError
 from genal_ray.store import RunDirectory
+from genal_ray.validation import InvalidValues, Problem
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 MINIMAL = """\
 task:
@@ -201,6 +207,22 @@ def test_fingerprint_ignores_names_and_places_only(write: Any) -> None:
     assert same.fingerprint() == base
     assert load_config(write(MINIMAL), ["seed=1"]).fingerprint() != base
     assert load_config(write(MINIMAL), ["acquisition.k=3"]).fingerprint() != base
+
+
+def test_errors_survive_pickling() -> None:
+    error = InvalidValues(Problem(("a", "b"), "wrong"), Problem((), "missing", missing=True))
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.problems) == ("a.b: wrong\nmissing", error.problems)
+
+
+def test_checking_a_configuration_loads_no_heavy_library() -> None:
+    heavy = ("torch", "transformers", "datasets", "pyarrow", "pandas", "ray", "vllm")
+    code = (
+        "import sys; from genal_ray.config import load_config; load_config('demo'); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_python_values_are_checked_too() -> None:

@@ -57,7 +57,7 @@ def copied(folder: Path, to: Path, **changes: Any) -> Path:
 def test_good_configuration_passes(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
     found = preflight.check(demo(), output_dir=tmp_path / "run")
     assert len(found.corpus.pool) == 300
-    assert (found.budget.initial, found.budget.total, found.budget.num_rounds) == (20, 200, 6)
+    assert (found.budget.initial, found.budget.total, found.budget.num_rounds) == (20, 170, 5)
     assert found.task.domain == "customer messages"
     assert not (tmp_path / "run").exists()
 
