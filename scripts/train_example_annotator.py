@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from make_example_data import DATA_DIR, LABELS, messages
 from safetensors.numpy import save_file
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
 from sklearn.linear_model import LogisticRegression
 
 from genal_ray.annotators.linear import CONFIG_FILE, WEIGHTS_FILE, Hashing, LinearConfig
@@ -49,7 +49,7 @@ def accuracy(weights: npt.NDArray[np.float16], bias: npt.NDArray[np.float16], ro
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA_DIR, help="folder with train.jsonl and test.jsonl")
-    parser.add_argument("--samples", type=int, default=60_000, help="further messages from the grammar")
+    parser.add_argument("--samples", type=int, default=80_000, help="further messages from the grammar")
     parser.add_argument("--out", type=Path, default=DATA_DIR / "annotator")
     args = parser.parse_args()
     train, test = read(args.data / "train.jsonl"), read(args.data / "test.jsonl")

@@ -79,7 +79,7 @@ def test_hashing_does_not_depend_on_the_process() -> None:
 
 
 def test_other_label_names_are_refused_with_both_lists() -> None:
-    with pytest.raises(UserError, match="nothing, question, refund, repair.*negative, positive"):
+    with pytest.raises(UserError, match=r"nothing, question, refund, repair.*negative, positive"):
         Linear(path=BUNDLED).check(corpus(("negative", "positive")))
 
 
@@ -94,7 +94,7 @@ def test_a_folder_without_a_usable_annotator_is_refused(tmp_path: Path, content:
 def test_missing_or_broken_weights_are_refused(tmp_path: Path) -> None:
     (tmp_path / CONFIG_FILE).write_bytes((resolve_path(BUNDLED) / CONFIG_FILE).read_bytes())
     annotator = Linear(path=str(tmp_path))
-    with pytest.raises(UserError, match="model.safetensors"):
+    with pytest.raises(UserError, match=r"model\.safetensors"):
         annotator.check(corpus(LABELS))
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot read"):

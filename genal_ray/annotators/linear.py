@@ -93,12 +93,14 @@ class LinearLabeler:
         """Scores of the classes. The features of a text have unit length, so long texts are not surer."""
         indices = self.hashing.indices(text)
         total: FloatArray = self.weights[indices].sum(axis=0) / np.float32(np.sqrt(len(indices)))
-        return total + self.bias
+        return np.add(total, self.bias)
 
     def probabilities(self, text: str) -> FloatArray:
         """How sure it is of each class."""
-        exponentials: FloatArray = np.exp(self.logits(text) - self.logits(text).max())
-        return exponentials / exponentials.sum()
+        logits = self.logits(text)
+        exponentials = np.exp(logits - logits.max())
+        shares: FloatArray = exponentials / exponentials.sum()
+        return shares
 
     def annotate(self, instances: Sequence[Instance]) -> list[int]:
         """A label index per instance, in order; the pair of texts is read as one."""
