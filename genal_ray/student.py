@@ -71,8 +71,9 @@ def fit(
     """
     _check(texts, labels, label_names)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    base = pretrained or Pretrained.load(config, label_names, place)
-    model = base.reset(seed) if warm_start_path is None else base.resume(warm_start_path)
+    with _seeded(seed, rank, place):
+        base = pretrained or Pretrained.load(config, label_names, place)
+        model = base.reset(seed) if warm_start_path is None else base.resume(warm_start_path)
     tokens = tokenize(base.tokenizer, texts, config.max_length)
     started = time.perf_counter()
     with used_vocabulary(model, tokens), _seeded(seed, rank, place):

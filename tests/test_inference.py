@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_students import WORDS, make_tokenizer
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -22,26 +23,22 @@ from genal_ray.errors import UserError
 from genal_ray.inference import StudentModel
 from genal_ray.precision import cpu_has_bf16
 
-WORDS = ["the", "film", "was", "a", "great", "dull", "story", "and", "its", "cast", "never", "finds", "charm"]
-SMALL = {"vocab_size": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 CONFIGS = {
     "bert": BertConfig(**SMALL, num_labels=3),
     "roberta": RobertaConfig(**SMALL, num_labels=3, pad_token_id=0, max_position_embeddings=64, type_vocab_size=1),
-    "distilbert": DistilBertConfig(vocab_size=32, dim=32, n_layers=2, n_heads=2, hidden_dim=48, num_labels=3),
+    "distilbert": DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=2, hidden_dim=48, num_labels=3),
     "modernbert": ModernBertConfig(**SMALL, num_labels=3, pad_token_id=0, cls_token_id=1, sep_token_id=2),
 }
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[CLS]", "[SEP]", "[UNK]", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    )
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads that wait for each other are slow on a busy machine, and these models are tiny."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=sorted(CONFIGS))

@@ -14,84 +14,86 @@ import numpy as np
 import psutil
 import pytest
 import ray
+import tiny_students
 from safetensors.numpy import load_file
+from tiny_students import labeled, make_encoder, sentiment
 
 from actors.student import RayStudent
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import RunError, UserError
 from genal_ray.inference import StudentModel
-from genal_ray.types import Instance, LabeledInstance, StudentFit
+from genal_ray.seeds import derive_seed
+from genal_ray.student import evaluate, fit
+from genal_ray.types import StudentFit
 
 pytestmark = pytest.mark.ray
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray workers cannot import test modules
+for module in (tiny_students, sys.modules[__name__]):  # Ray workers cannot import test modules
+    ray.cloudpickle.register_pickle_by_value(module)
 
-GOOD = ["great", "lovely", "superb", "charming", "brilliant"]
-BAD = ["awful", "dull", "boring", "terrible", "weak"]
-FILLERS = ["the movie plot was", "acting in it is", "a film that feels", "this story is", "all of it seems"]
-
-
-def labeled(n: int, seed: int) -> list[LabeledInstance]:
-    rng = np.random.default_rng(seed)
-    items = []
-    for i in range(n):
-        text = f"{rng.choice(FILLERS)} {rng.choice(GOOD if i % 2 else BAD)} {'and more ' * rng.integers(0, 4)}"
-        instance = Instance(id=f"r-{i}", text=text)
-        items.append(LabeledInstance(instance=instance, label=i % 2, annotator="hidden", round=0))
-    return items
+LABELS = ("bad", "good")
+TRAIN = {"min_steps": 600, "epochs": 1, "learning_rate": 1e-3, "max_length": 32, "dtype": "float32"}
+"""600 steps of the tiny encoder take a second or two: long enough to be interrupted."""
 
 
-def run_config(**student: Any) -> RunConfig:
+@pytest.fixture
+def folder(ray_session: None, tmp_path: Path) -> Path:
+    """A folder with the tiny encoder in `encoder`."""
+    make_encoder(tmp_path / "encoder")
+    return tmp_path
+
+
+def run_config(folder: Path, **student: Any) -> RunConfig:
     return parse_config(
         {
             "task": {"domain": "movie reviews"},
             "data": {"source": "unused"},
-            "student": {"model": "minilm", "min_steps": 24, "epochs": 1, "max_length": 32, **student},
+            "student": {"model": str(folder / "encoder"), **TRAIN, **student},
         },
         "test",
     )
 
 
-def make_student(tmp_path: Path, **student: Any) -> RayStudent:
-    return RayStudent(run_config(**student), ["bad", "good"], labeled(60, seed=1), tmp_path / "train")
+def make_student(folder: Path, **student: Any) -> RayStudent:
+    return RayStudent(run_config(folder, **student), LABELS, labeled(61, seed=1), folder / "train")
 
 
-def weights(fit: StudentFit) -> dict[str, np.ndarray]:
-    return dict(load_file(Path(fit.path) / "model.safetensors"))
+def weights(path: str | Path) -> dict[str, np.ndarray]:
+    return dict(load_file(Path(path) / "model.safetensors"))
 
 
-def once(action: Callable[[], None], after: int) -> Callable[[int, int], None]:
-    """A progress callback that acts when `after` steps are done, so in the middle of a fit."""
+def once(action: Callable[[], None]) -> Callable[[int, int], None]:
+    """A progress callback that acts in the middle of a fit."""
     acted = False
 
     def progress(done: int, total: int) -> None:
         nonlocal acted
-        if not acted and after <= done < total:
+        if not acted and 0 < done < total:
             acted = True
             action()
 
     return progress
 
 
-async def interrupted(student: RayStudent, folder: Path, number: int) -> StudentFit:
-    """A fit in the middle of which its worker process gets the signal."""
+async def killed(student: RayStudent, output_dir: Path) -> StudentFit:
+    """A fit in the middle of which its worker process is killed."""
     pids = await student.worker_pids()
-    progress = once(lambda: os.kill(pids[0], number), after=1)
-    fit = await student.fit(labeled(40, seed=0), 0, folder, progress)
+    result = await student.fit(labeled(40, seed=0), 0, output_dir, once(lambda: os.kill(pids[0], signal.SIGKILL)))
     assert pids != await student.worker_pids()
-    return fit
+    return result
 
 
-def test_same_student_again_after_crashes_until_they_are_too_many(ray_session: None, tmp_path: Path) -> None:
+def test_same_student_again_after_a_crash_until_there_are_too_many(folder: Path) -> None:
     async def scenario() -> tuple[StudentFit, StudentFit]:
-        student = make_student(tmp_path, max_failures=1)
+        student = make_student(folder, max_failures=1)
         await student.start()
         try:
             steps: list[int] = []
-            whole = await student.fit(labeled(40, seed=0), 0, tmp_path / "whole", lambda done, _: steps.append(done))
-            assert steps[-1] == 24
-            crashed = await interrupted(student, tmp_path / "crashed", signal.SIGKILL)
+            whole = await student.fit(labeled(40, seed=0), 0, folder / "whole", lambda done, _: steps.append(done))
+            assert steps == sorted(steps)
+            assert steps[-1] == TRAIN["min_steps"]
+            crashed = await killed(student, folder / "crashed")
             with pytest.raises(RunError, match=r"failed more than 1 times \(student\.max_failures\)"):
-                await interrupted(student, tmp_path / "lost", signal.SIGKILL)
+                await killed(student, folder / "lost")
         finally:
             await student.stop()
         return whole, crashed
@@ -101,60 +103,66 @@ def test_same_student_again_after_crashes_until_they_are_too_many(ray_session: N
     assert whole.metrics["student/restarts"] == 0
     assert crashed.metrics["student/restarts"] == 1
     assert crashed.metrics["al/loss"] == whole.metrics["al/loss"]
-    before, after = weights(whole), weights(crashed)
+    before, after = weights(whole.path), weights(crashed.path)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     saved = StudentModel.load(whole.path, device="cpu")
-    assert saved.label_names == ("bad", "good")
-    assert saved.predict(["the movie plot was superb"]).probs[0, 1] > 0.5
-    assert not (tmp_path / "train").exists()
+    assert saved.label_names == LABELS
+    assert saved.predict(["the film was superb"]).probs[0, 1] > 0.5
+    assert not (folder / "train").exists()
 
 
 class Driver:
     """Uses the student as the run's driver does: from an async actor."""
 
-    async def two_workers(self, folder: str) -> tuple[StudentFit, dict[int, int], str]:
-        """A fit by two workers, then one whose worker hangs."""
-        path = Path(folder)
-        student = make_student(path, num_workers=2, timeout_s=40)
+    async def two_workers(self, name: str) -> tuple[StudentFit, dict[int, int], str]:
+        """A fit by two workers, then one in the middle of which a worker stops answering."""
+        folder = Path(name)
+        student = make_student(folder, num_workers=2, timeout_s=25)
         await student.start()
         pids = await student.worker_pids()
-        fit = await student.fit(labeled(40, seed=0), 0, path / "two")
+        whole = await student.fit(labeled(40, seed=0), 0, folder / "two")
         try:
-            hang = once(lambda: os.kill(pids[1], signal.SIGSTOP), after=1)
-            await student.fit(labeled(40, seed=0), 1, path / "hung", hang)
+            await student.fit(
+                labeled(40, seed=0), 1, folder / "hung", once(lambda: os.kill(pids[1], signal.SIGSTOP))
+            )
             message = "it did not hang"
         except RunError as error:
             message = str(error)
         await student.stop()
-        return fit, pids, message
+        return whole, pids, message
 
 
-def test_two_workers_in_an_actor_and_a_hang_that_ends(ray_session: None, tmp_path: Path) -> None:
+def test_two_workers_train_as_one_and_a_hang_ends(folder: Path) -> None:
     driver = ray.remote(Driver).options(num_cpus=0).remote()
-    fit, pids, message = ray.get(driver.two_workers.remote(str(tmp_path)))
-    assert "student.timeout_s (40 s)" in message
-    assert len(pids) == 2
-    assert fit.metrics["al/accuracy"] > 0.9
+    two, pids, message = ray.get(driver.two_workers.remote(str(folder)))
     ray.kill(driver)
-    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids.values() if psutil.pid_exists(p)], timeout=20)
+    assert sorted(pids) == [0, 1]
+    assert "student.timeout_s (25 s)" in message
+    _, alive = psutil.wait_procs([psutil.Process(p) for p in pids.values() if psutil.pid_exists(p)], timeout=30)
     assert not alive
 
+    seed = derive_seed(0, "student", 0)
+    one = fit(run_config(folder).student, *sentiment(40, seed=0), LABELS, seed=seed, device="cpu")
+    metrics = evaluate(StudentModel(one.model, one.tokenizer), *sentiment(61, seed=1))
+    assert two.metrics["al/accuracy"] == pytest.approx(metrics["al/accuracy"], abs=0.02)
+    assert two.metrics["al/loss"] == pytest.approx(metrics["al/loss"], rel=0.05)
+    assert two.metrics["student/loss"] == pytest.approx(one.metrics["student/loss"], rel=0.05)
 
-def test_a_dead_mailbox_is_replaced_and_a_bad_model_is_told(ray_session: None, tmp_path: Path) -> None:
+
+def test_a_dead_mailbox_is_replaced(folder: Path) -> None:
     async def scenario() -> StudentFit:
-        student = make_student(tmp_path, max_failures=1)
+        student = make_student(folder, max_failures=1)
         await student.start()
         try:
-            progress = once(lambda: ray.kill(student._mailbox), after=1)
-            return await student.fit(labeled(40, seed=0), 0, tmp_path / "fit", progress)
+            return await student.fit(
+                labeled(40, seed=0), 0, folder / "fit", once(lambda: ray.kill(student._mailbox))
+            )
         finally:
             await student.stop()
 
     assert asyncio.run(scenario()).metrics["al/accuracy"] > 0.9
 
-    async def bad_model() -> None:
-        (tmp_path / "nothing").mkdir()
-        await make_student(tmp_path, model=str(tmp_path / "nothing")).start()
 
+def test_a_model_that_cannot_be_loaded_is_told_at_the_start(folder: Path) -> None:
     with pytest.raises(UserError, match=r"student\.model .* cannot be loaded"):
-        asyncio.run(bad_model())
+        asyncio.run(make_student(folder, model=str(folder)).start())
