@@ -98,9 +98,7 @@ class LearnerGroup:
     async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
         """The method's results by rank. One failure stops the group: the others would wait for it for ever."""
         if not self._workers:
-            raise RunError(
-                "the learner is not running: it was never started, or it was stopped after a failure"
-            )
+            raise RunError("the learner is not running: it was never started, or it was stopped after a failure")
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
         calls = [getattr(worker, method).remote(*args) for worker in chosen]
         try:

@@ -27,9 +27,7 @@ from genal_ray.policy_model import PolicyModel, as_reference, parameter_groups, 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-warnings.filterwarnings(
-    "ignore", message="`torch.distributed", category=FutureWarning
-)  # DeepSpeed's, once a call
+warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)  # DeepSpeed's, once a call
 
 
 class DeepSpeedEngine:

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
+from torch._C._distributed_c10d import TCPStore
 
 from actors.learner_state import SavedState, ShardWriter
 from actors.weight_sender import ParamMeta, WeightSender
@@ -46,13 +47,13 @@ class LearnerWorker:
         self._learner = config.learner
         self._rank = rank
         self._world_size = world_size
-        self._store: dist.TCPStore | None = None
+        self._store: TCPStore | None = None
         self._sender: WeightSender | None = None
 
     def listen(self) -> tuple[str, int]:
         """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port."""
         host = ray.util.get_node_ip_address()
-        self._store = dist.TCPStore(
+        self._store = TCPStore(
             host,
             0,
             is_master=True,
@@ -72,7 +73,7 @@ class LearnerWorker:
         self.restore(state_dir)
 
     def restore(self, state_dir: Path | None) -> None:
-        """Policy, value head, optimiser, KL controller and counters as they were saved; the pretrained ones for None."""
+        """Policy, value head, optimiser, KL controller, counters as they were saved; for None the pretrained ones."""
         from actors.learner_engine import DeepSpeedEngine  # deepspeed reads the environment that _join sets
 
         self._compute_dtype = resolve_dtype(self._learner.dtype, self._device)
@@ -152,7 +153,7 @@ class LearnerWorker:
         os.environ.update({key: str(value) for key, value in environment.items()}, MASTER_PORT=str(port))
         os.environ["DS_ACCELERATOR"] = "cuda" if cuda else "cpu"
         timeout = timedelta(seconds=self._learner.timeout_s)
-        store = self._store or dist.TCPStore(host, port, is_master=False, timeout=timeout)
+        store = self._store or TCPStore(host, port, is_master=False, timeout=timeout)
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             store=store,
@@ -164,9 +165,7 @@ class LearnerWorker:
 
         # Built by a C++ compiler at first use (41 s) for intra-node all-reduce; gloo does that without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False
-        )
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", auto_mpi_discovery=False, verbose=False)
 
     def _sum(self, array: Tensor) -> Tensor:
         total = array.clone()

@@ -31,17 +31,13 @@ WORKLOADS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="folder of a causal language model")
     parser.add_argument(
         "--peer-python", help="interpreter of an environment with TRL 1.10; without it only our figures"
     )
     parser.add_argument("--sequences", type=int, default=64)
-    parser.add_argument(
-        "--updates", type=int, default=4, help="timed updates; the median counts, after one to warm up"
-    )
+    parser.add_argument("--updates", type=int, default=4, help="timed updates; the median counts, after one to warm up")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -81,9 +77,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                     f"{name}/trl_float32_tokens_per_s",
                 )
                 figures[f"{name}/speedup_{dtype}"] = ours / figures[peers]
-            figures[f"{name}/speedup_{dtypes[-1]}_both"] = (
-                ours / figures[f"{name}/trl_{dtypes[-1]}_tokens_per_s"]
-            )
+            figures[f"{name}/speedup_{dtypes[-1]}_both"] = ours / figures[f"{name}/trl_{dtypes[-1]}_tokens_per_s"]
     limits = {f"{name}/speedup_{dtypes[-1]}": LIMIT for name in WORKLOADS}
     return {
         "benchmark": "ppo_update",
@@ -116,8 +110,10 @@ def make_rows(
 
 
 def start_peer(python: str, job: dict[str, Any]) -> float:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
-    environment.pop("PYTHONPATH", None)
+    # a worker of ours has left its rank and port in os.environ
+    own = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "PYTHONPATH"}
+    environment = {key: value for key, value in os.environ.items() if key not in own}
+    environment |= {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()
@@ -131,8 +127,8 @@ def start_peer(python: str, job: dict[str, Any]) -> float:
 def run_learner(job: dict[str, Any]) -> float:
     """tokens/s of the learner's update, in this process: one worker, no Ray."""
     import ray
-    from actors.learner_worker import LearnerWorker
 
+    from actors.learner_worker import LearnerWorker
     from genal_ray.config import RunConfig
     from genal_ray.types import Completion, Rollout
 
@@ -196,9 +192,7 @@ def run_peer(job: dict[str, Any]) -> float:
     clock: dict[str, float] = {}
     seconds: list[float] = []
 
-    def generation(
-        model: Any, given: Any, size: int, pad: int, config: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def generation(model: Any, given: Any, size: int, pad: int, config: Any) -> tuple[torch.Tensor, torch.Tensor]:
         answers = torch.cat([torch.tensor(queries), torch.tensor(responses)], 1)
         with torch.no_grad():
             logits = torch.cat(
@@ -223,8 +217,7 @@ def run_peer(job: dict[str, Any]) -> float:
     ppo_trainer.get_reward = reward
     load = {"dtype": torch.float32}
     score, value = (
-        AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, **load)
-        for _ in range(2)
+        AutoModelForSequenceClassification.from_pretrained(job["model"], num_labels=1, **load) for _ in range(2)
     )
     policy, reference = (AutoModelForCausalLM.from_pretrained(job["model"], **load) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:

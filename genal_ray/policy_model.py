@@ -55,9 +55,7 @@ class PolicyModel(nn.Module):
         with self._autocast(tokens.device):
             states = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state
             hidden = states[row, column - 1]
-            if (
-                not train_trunk
-            ):  # a zero gradient instead of none: ZeRO waits for a gradient of every parameter
+            if not train_trunk:  # a zero gradient instead of none: ZeRO waits for a gradient of every parameter
                 hidden = hidden.detach() + 0.0 * hidden
             logprobs, entropy = self._score(hidden, tokens[row, column], with_entropy)
         values = self.value_head(hidden.float()).squeeze(-1)
@@ -69,7 +67,7 @@ class PolicyModel(nn.Module):
             return self._score_chunk(hidden, targets, with_entropy)
         parts = [
             checkpoint(self._score_chunk, h, t, with_entropy, use_reentrant=False)
-            for h, t in zip(hidden.split(size), targets.split(size), strict=True)
+            for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
         ]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
@@ -98,9 +96,7 @@ def is_lora(lm: nn.Module) -> bool:
     return isinstance(lm, PeftModel)
 
 
-def load_policy(
-    generator: GeneratorConfig, learner: LearnerConfig, compute_dtype: torch.dtype
-) -> PolicyModel:
+def load_policy(generator: GeneratorConfig, learner: LearnerConfig, compute_dtype: torch.dtype) -> PolicyModel:
     """The pretrained generator with a value head of zeros, on the CPU.
 
     Raises UserError when the model can't be loaded as a causal language model, or computes its logits in a way that
@@ -253,7 +249,5 @@ def policy_tensors(
         with gathered([parameter, *adapters]), torch.no_grad():
             weight = parameter.detach()
             if layer is not None:
-                weight = weight.float() + sum(
-                    layer.get_delta_weight(a).float() for a in layer.active_adapters
-                )
+                weight = weight.float() + sum(layer.get_delta_weight(a).float() for a in layer.active_adapters)
             yield name, weight.to(dtype, copy=True)

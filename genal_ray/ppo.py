@@ -67,7 +67,7 @@ def standardize(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def importance_weights(logprobs: Tensor, generator_logprobs: Tensor, cap: float) -> Tensor:
-    """min(pi_learner / pi_generator, cap) per token: corrects for the generator's own arithmetic (bf16, other kernels)."""
+    """min(pi_learner / pi_generator, cap) per token: corrects for the generator's own arithmetic and kernels."""
     return (logprobs - generator_logprobs).clamp(max=LARGEST_EXPONENT).exp().clamp(max=cap)
 
 
@@ -95,9 +95,7 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     return float(1 - (returns - values)[mask].var(correction=0) / variance)
 
 
-def adapted_coefficient(
-    coefficient: float, *, kl: float, target: float, num_sequences: int, horizon: int
-) -> float:
+def adapted_coefficient(coefficient: float, *, kl: float, target: float, num_sequences: int, horizon: int) -> float:
     """The adaptive controller's next beta (Ziegler et al., arXiv 1909.08593, section 2.2).
 
     beta *= 1 + clip(kl / target - 1, ±0.2) * n / horizon; `kl` and `target` are nats per sequence.

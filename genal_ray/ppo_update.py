@@ -105,9 +105,7 @@ def ppo_update(
         for rows in minibatches(len(batch), config.batch_size, rng):
             scale = workers.size / float(batch.num_response[rows].sum())
             passes = list(
-                micro_batches(
-                    batch, rows, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size
-                )
+                micro_batches(batch, rows, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size)
             )
             for i, micro in enumerate(passes):
                 loss = _loss(engine, micro, experience, config, train_trunk, totals, workers.rank)
@@ -133,9 +131,7 @@ def collect_experience(
     mask = batch.mask
     kl = torch.where(mask, ppo.kl_estimates(logprobs, reference_logprobs, config.kl.estimator), 0.0)
     rewards = ppo.shaped_rewards(batch.rewards, kl, mask, kl_coefficient)
-    advantages, returns = ppo.generalized_advantages(
-        rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda
-    )
+    advantages, returns = ppo.generalized_advantages(rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda)
     importance = ppo.importance_weights(logprobs, batch.generator_logprobs, config.importance_cap)
     mismatch = ppo.kl_estimates(batch.generator_logprobs, logprobs, "k3")
     metrics = {
@@ -189,9 +185,7 @@ def _loss(
     with_entropy = config.entropy_coefficient > 0 and train_trunk
     logprobs, values, entropy = engine(micro.tokens, micro.row, micro.column, with_entropy, train_trunk)
     old = micro.pick(experience.logprobs)
-    policy_loss, clipped = ppo.policy_losses(
-        logprobs, old, micro.pick(experience.advantages), config.clip_range
-    )
+    policy_loss, clipped = ppo.policy_losses(logprobs, old, micro.pick(experience.advantages), config.clip_range)
     policy_loss = (policy_loss * micro.pick(experience.importance)).sum()
     value_loss = ppo.value_losses(
         values, micro.pick(experience.values), micro.pick(experience.returns), config.value_clip_range

@@ -81,7 +81,9 @@ class TorchEngine:
             yield self.module
 
 
-def make_policy(model: Path, config: LearnerConfig, dtype: torch.dtype = torch.float32, **generator: Any) -> PolicyModel:
+def make_policy(
+    model: Path, config: LearnerConfig, dtype: torch.dtype = torch.float32, **generator: Any
+) -> PolicyModel:
     torch.manual_seed(0)
     return load_policy(GeneratorConfig(model=str(model), **generator), config, dtype)
 
@@ -112,8 +114,14 @@ def make_rollout(prompt: Any, response: Any, reward: float, logprobs: Any) -> Ro
     return Rollout(completion=completion, reward=reward)
 
 
-def update(engine: TorchEngine, rollouts: list[Rollout], config: LearnerConfig, seed: int = 0, **options: Any) -> dict[str, float]:
-    arguments: dict[str, Any] = {"kl_coefficient": config.kl.coefficient, "train_trunk": True, "workers": Workers()}
+def update(
+    engine: TorchEngine, rollouts: list[Rollout], config: LearnerConfig, seed: int = 0, **options: Any
+) -> dict[str, float]:
+    arguments: dict[str, Any] = {
+        "kl_coefficient": config.kl.coefficient,
+        "train_trunk": True,
+        "workers": Workers(),
+    }
     rng = np.random.default_rng(seed)
     return ppo_update(engine, pack(rollouts), config, rng=rng, **(arguments | options))
 
@@ -157,9 +165,7 @@ def test_advantages_equal_the_sum_over_the_future(lengths: list[int], seed: int,
     for i, length in enumerate(lengths):
         r, v = rewards[i].double().tolist(), [*values[i, :length].double().tolist(), 0.0]
         for t in range(mask.shape[1]):
-            expected = sum(
-                (gamma * lam) ** (s - t) * (r[s] + gamma * v[s + 1] - v[s]) for s in range(t, length)
-            )
+            expected = sum((gamma * lam) ** (s - t) * (r[s] + gamma * v[s + 1] - v[s]) for s in range(t, length))
             assert float(advantages[i, t]) == pytest.approx(expected, rel=1e-4, abs=1e-4)
             assert float(returns[i, t]) == pytest.approx(expected + v[t] if t < length else 0.0, rel=1e-4, abs=1e-4)
 
@@ -322,7 +328,9 @@ def test_a_folder_without_a_language_model_is_refused(minilm: Path, tmp_path: Pa
 # -- the update ----------------------------------------------------------------------------------------------------
 
 
-def exact_gradients(policy: PolicyModel, reference: nn.Module, rollouts: list[Rollout], c: LearnerConfig, beta: float) -> dict[str, Tensor]:
+def exact_gradients(
+    policy: PolicyModel, reference: nn.Module, rollouts: list[Rollout], c: LearnerConfig, beta: float
+) -> dict[str, Tensor]:
     """The gradient of PPO's loss before the first step, by loops over sequences and tokens in float64."""
     policy, reference = copy.deepcopy(policy).double(), copy.deepcopy(reference).double()
     sequences = []
@@ -411,7 +419,14 @@ def test_accumulation_and_workers_do_not_change_the_update(tiny_lm: Path, size: 
     for key, expected in alone.gradients[0].items():
         found = sum(engine.gradients[0][key] for engine in engines) / size
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
-    for key in ("rl/kl", "rl/policy_loss", "rl/value_loss", "rl/clip_fraction", "rl/mismatch_kl", "rl/entropy"):
+    for key in (
+        "rl/kl",
+        "rl/policy_loss",
+        "rl/value_loss",
+        "rl/clip_fraction",
+        "rl/mismatch_kl",
+        "rl/entropy",
+    ):
         assert all(m[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-6) for m in shares), key
 
 
@@ -435,11 +450,18 @@ def sample(policy: PolicyModel, num: int, length: int, generator: torch.Generato
     return tokens[:, 1:], torch.cat(logprobs, 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"lora": {"rank": 8}, "kl": {"adaptive": True, "target": 1.0, "horizon": 100}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"lora": {"rank": 8}, "kl": {"adaptive": True, "target": 1.0, "horizon": 100}}]
+)
 def test_a_toy_reward_rises_while_kl_stays_bounded(tiny_lm: Path, settings: dict[str, Any]) -> None:
     """Reward: the share of tokens from the upper half of the vocabulary."""
     config = LearnerConfig.model_validate(
-        {"learning_rate": 3e-4 if not settings else 3e-3, "value_learning_rate": 1e-3, "epochs": 2, "batch_size": 24}
+        {
+            "learning_rate": 3e-4 if not settings else 3e-3,
+            "value_learning_rate": 1e-3,
+            "epochs": 2,
+            "batch_size": 24,
+        }
         | {"micro_batch_size": 24}
         | settings
     )
@@ -449,11 +471,15 @@ def test_a_toy_reward_rises_while_kl_stays_bounded(tiny_lm: Path, settings: dict
         tokens, logprobs = sample(engine.module, 48, 8, generator)
         share = (tokens >= VOCABULARY // 2).float().mean(1)
         rewards = (share - share.mean()) / (share.std() + 1e-8)
-        rollouts = [make_rollout([1], t, float(r), lp) for t, r, lp in zip(tokens, rewards, logprobs.tolist(), strict=True)]
+        rollouts = [
+            make_rollout([1], t, float(r), lp) for t, r, lp in zip(tokens, rewards, logprobs.tolist(), strict=True)
+        ]
         metrics = update(engine, rollouts, config, seed=step, kl_coefficient=beta)
         if config.kl.adaptive:
             k = config.kl
-            beta = ppo.adapted_coefficient(beta, kl=metrics["rl/kl"], target=k.target, num_sequences=48, horizon=k.horizon)
+            beta = ppo.adapted_coefficient(
+                beta, kl=metrics["rl/kl"], target=k.target, num_sequences=48, horizon=k.horizon
+            )
         shares.append(share)
         kls.append(metrics["rl/kl"])
         assert metrics["rl/first_ratio_error"] < 1e-3

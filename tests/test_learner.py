@@ -1,0 +1,293 @@
+"""The learner's workers on DeepSpeed: every ZeRO stage against plain torch, state on disk, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from test_ppo import TorchEngine, make_policy, make_rollouts, update
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.learner import LearnerGroup
+from actors.learner_state import SavedState, ShardWriter
+from actors.learner_worker import LearnerWorker
+from genal_ray.config import RunConfig
+from genal_ray.errors import RunError, UserError
+from genal_ray.policy_model import policy_parameters, trainable
+from genal_ray.seeds import derive_seed
+from genal_ray.types import PolicyUpdate
+
+LORA = {"rank": 4, "alpha": 8}
+TOY = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 5, "micro_batch_size": 2}
+
+
+def make_config(model: Path, **learner: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "task": {"domain": "texts"},
+            "data": {"source": "unused"},
+            "student": {"model": "minilm"},
+            "annotators": {"synthetic": "hidden"},
+            "generator": {"model": str(model)},
+            "learner": {**TOY, **learner},
+        }
+    )
+
+
+class Probe(LearnerWorker):
+    """A worker that can change its configuration, so that a test need not start a process for each."""
+
+    def run(self, config: RunConfig, versions: list[int], folder: Path, state: Path | None = None) -> Any:
+        """Updates with the same rollouts; the last metrics, the generator's weights and the learner's state."""
+        self._config, self._learner = config, config.learner
+        self.restore(state)
+        for version in versions:
+            metrics = self.update(make_rollouts(7), version, folder / str(version))
+        shapes = {meta.name: meta.shape for meta in self.weight_source().metadata()}
+        weights = {name: tensor.cpu() for name, tensor in self.weight_source()}
+        assert shapes == {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        return metrics, weights, {name: tensor.cpu() for name, tensor in self._engine.state()}
+
+
+class Probes:
+    def __init__(self, model: Path, size: int) -> None:
+        for module in (sys.modules[__name__], sys.modules["test_ppo"]):
+            ray.cloudpickle.register_pickle_by_value(module)
+        config = make_config(model, num_workers=size)
+        actor = ray.remote(Probe).options(num_cpus=1, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
+        self.model, self.actors = model, [actor.remote(config, rank=r, world_size=size) for r in range(size)]
+        host, port = ray.get(self.actors[0].listen.remote())
+        ray.get([a.start.remote(host, port) for a in self.actors])
+
+    def run(self, folder: Path, versions: list[int], state: Path | None = None, **learner: Any) -> Any:
+        config = make_config(self.model, num_workers=len(self.actors), **learner)
+        results = ray.get([a.run.remote(config, versions, folder, state) for a in self.actors], timeout=120)
+        for result in results[1:]:
+            assert_equal(result[2], results[0][2])
+        return results[0]
+
+
+@pytest.fixture(scope="module")
+def probes(ray_session: None, tiny_lm_untied: Path) -> Iterator[Probes]:
+    pair = Probes(tiny_lm_untied, 2)
+    yield pair
+    for actor in pair.actors:
+        ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_lm_untied: Path) -> dict[str, Tensor]:
+    """The learning parameters after two updates of plain torch, one process."""
+    config = make_config(tiny_lm_untied)
+    engine = TorchEngine(make_policy(tiny_lm_untied, config.learner), config.learner)
+    for version in (1, 2):
+        update(engine, make_rollouts(7), config.learner, seed=derive_seed(config.seed, "ppo", version))
+    return {name: p.detach().clone() for name, p in trainable(engine.module).items()}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 1},
+        {"zero_stage": 2, "offload_optimizer": True},
+        {"zero_stage": 3},
+        {
+            "zero_stage": 3,
+            "offload_optimizer": True,
+            "offload_parameters": True,
+            "gradient_checkpointing": True,
+        },
+    ],
+    ids=str,
+)
+def test_two_workers_equal_plain_torch_and_go_on_from_disk(
+    probes: Probes, plain: dict[str, Tensor], tmp_path: Path, options: dict[str, Any]
+) -> None:
+    metrics, _, state = probes.run(tmp_path / "a", [1, 2], **options)
+    for name, expected in plain.items():
+        torch.testing.assert_close(state[f"parameter/{name}"], expected, rtol=1e-3, atol=2e-4, msg=name)
+    assert metrics["rl/first_ratio_error"] < 1e-3
+    _, _, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
+    assert_equal(restored, state)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("options", [{"zero_stage": 0}, {"zero_stage": 3}, {"dtype": "bfloat16"}], ids=str)
+def test_lora_goes_on_from_disk_and_leaves_the_base_alone(
+    probes: Probes, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    options = {**options, "lora": LORA}
+    _, weights, state = probes.run(tmp_path / "a", [1, 2], **options)
+    assert all("lora_" in name or "value_head" in name for name in state)
+    pretrained = AutoModelForCausalLM.from_pretrained(probes.model).state_dict()
+    changed = {n for n, w in weights.items() if not torch.equal(w, pretrained[n].to(w.dtype))}
+    assert changed
+    assert all("_proj" in name for name in changed)
+    _, merged, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
+    assert_equal(restored, state)
+    assert_equal(merged, weights)
+
+
+@pytest.mark.ray
+def test_a_state_may_go_on_under_another_zero_stage(probes: Probes, tmp_path: Path) -> None:
+    _, _, expected = probes.run(tmp_path / "a", [1, 2])
+    _, _, found = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", zero_stage=3)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+@pytest.mark.ray
+def test_bf16_update_is_near_the_exact_one(probes: Probes, tmp_path: Path) -> None:
+    exact, _, _ = probes.run(tmp_path / "a", [1], learning_rate=1e-5)
+    metrics, weights, state = probes.run(tmp_path / "b", [1], learning_rate=1e-5, dtype="bfloat16")
+    assert metrics["rl/kl"] == 0.0
+    assert metrics["rl/first_ratio_error"] < 0.1
+    assert metrics["rl/grad_norm"] == pytest.approx(exact["rl/grad_norm"], rel=0.05)
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert {s.dtype for s in state.values()} == {torch.float32}
+
+
+@pytest.mark.ray
+def test_critic_warm_up_and_adaptive_kl_are_part_of_the_state(probes: Probes, tmp_path: Path) -> None:
+    options = {
+        "critic_warmup_rounds": 1,
+        "weight_decay": 0.1,
+        "kl": {"adaptive": True, "horizon": 10, "target": 1e-3},
+    }
+    _, weights, state = probes.run(tmp_path / "a", [1], zero_stage=2, **options)
+    pretrained = AutoModelForCausalLM.from_pretrained(probes.model).state_dict()
+    assert all(torch.equal(w, pretrained[n]) for n, w in weights.items())
+    assert state["parameter/value_head.weight"].any()
+    saved = json.loads((tmp_path / "a" / "1" / "learner" / "state.json").read_text())
+    assert saved["num_updates"] == 1
+    assert saved["kl_coefficient"] == pytest.approx(0.05 * (1 - 0.2 * 7 / 10))
+    metrics, weights, _ = probes.run(
+        tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", zero_stage=2, **options
+    )
+    assert metrics["rl/kl_coefficient"] == pytest.approx(saved["kl_coefficient"])
+    assert not all(torch.equal(w, pretrained[n]) for n, w in weights.items())
+
+
+@pytest.mark.ray
+def test_the_group_learns_saves_hands_over_and_says_why_it_fails(
+    ray_session: None, tiny_lm: Path, tmp_path: Path
+) -> None:
+    handed: list[PolicyUpdate] = []
+
+    async def hand_over(policy: PolicyUpdate, send: Any = None) -> dict[str, float]:
+        assert send is None
+        handed.append(policy)
+        return {"timing/hand_over_s": 0.0}
+
+    async def scenario() -> None:
+        group = LearnerGroup(make_config(tiny_lm), hand_over)
+        with pytest.raises(RunError, match="not running"):
+            await group.update(make_rollouts(3), 1, tmp_path / "none")
+        await group.start()
+        try:
+            policy = await group.update(make_rollouts(6), 1, tmp_path / "1")
+            assert await group.hand_over(policy) == {"timing/hand_over_s": 0.0}
+            assert handed == [policy]
+            check_update(policy, tiny_lm, tmp_path / "1")
+            second = await group.update(make_rollouts(6), 2, tmp_path / "2")
+            await group.restore(tmp_path / "1")
+            await group.update(make_rollouts(6), 2, tmp_path / "again")
+            for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
+                assert_equal(load_file(tmp_path / "again" / file), load_file(tmp_path / "2" / file))
+            nothing = await group.update([], 3, tmp_path / "3")
+            assert nothing.metrics["rl/num_rollouts"] == 0
+            assert_equal(
+                load_file(Path(nothing.path) / "model.safetensors"),
+                load_file(Path(second.path) / "model.safetensors"),
+            )
+            with pytest.raises(UserError, match="holds no learner state"):
+                await group.restore(tmp_path)
+        finally:
+            await group.stop()
+
+    asyncio.run(scenario())
+
+
+def check_update(policy: PolicyUpdate, model: Path, folder: Path) -> None:
+    assert (policy.version, policy.path) == (1, str(folder / "model"))
+    assert {
+        "rl/kl",
+        "rl/clip_fraction",
+        "rl/value_loss",
+        "rl/entropy",
+        "rl/mismatch_kl",
+    } <= policy.metrics.keys()
+    before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (model, policy.path))
+    assert not torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
+    assert after.config.tie_word_embeddings
+    assert after.dtype == torch.float32
+    text = "Example 1: a good film"
+    assert AutoTokenizer.from_pretrained(policy.path)(text) == AutoTokenizer.from_pretrained(model)(text)
+    assert {f.suffix for f in folder.rglob("*") if f.is_file()} <= {".json", ".safetensors", ".jinja"}
+
+
+@pytest.mark.ray
+def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: Path, tmp_path: Path) -> None:
+    async def unused(policy: PolicyUpdate, send: Any = None) -> dict[str, float]:
+        raise AssertionError
+
+    async def scenario() -> None:
+        group = LearnerGroup(make_config(tiny_lm, timeout_s=0.05), unused)
+        with pytest.raises(RunError, match=r"learner.timeout_s = 0.05"):
+            await group.start()
+        assert group.workers == []
+        group = LearnerGroup(make_config(tmp_path / "missing"), unused)
+        with pytest.raises(UserError, match="causal language model"):
+            await group.start()
+        group = LearnerGroup(make_config(tiny_lm), unused)
+        await group.start()
+        ray.kill(group.workers[0])
+        with pytest.raises(RunError, match="a learner worker failed in update"):
+            await group.update(make_rollouts(3), 1, tmp_path / "1")
+
+    asyncio.run(scenario())
+
+
+def test_a_state_is_sharded_and_refused_under_another_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("actors.learner_state.SHARD_BYTES", 100)
+    writer, tensors = ShardWriter(tmp_path / "s"), {f"t{i}": torch.rand(i + 1, 9) for i in range(5)}
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.finish({"model": "a", "lora": None})
+    assert len(list((tmp_path / "s").glob("*.safetensors"))) > 1
+    state = SavedState(tmp_path / "s")
+    assert_equal(dict(state), tensors)
+    state.check({"model": "a"})
+    with pytest.raises(UserError, match="lora was None, now 'x'"):
+        state.check({"lora": "x"})
+    (tmp_path / "s" / "state-00001.safetensors").write_bytes(b"cut off")
+    with pytest.raises(SafetensorError):
+        SavedState(tmp_path / "s")
+
+
+def test_hugging_face_names_of_a_lora_policy_are_the_base_models(tiny_lm: Path) -> None:
+    names = [
+        [name for name, *_ in policy_parameters(make_policy(tiny_lm, make_config(tiny_lm, lora=lora).learner))]
+        for lora in (None, LORA)
+    ]
+    assert names[0] == names[1]
