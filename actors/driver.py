@@ -96,7 +96,7 @@ class Driver:
         if config.generator is not None:
             generator = GeneratorService(config.generator, self._app_name(), resumed.served)
             if config.learns:
-                learner = LearnerGroup(config, generator.load_policy)
+                learner = LearnerGroup(config, generator.load_policy, generator.app_name)
         async with AsyncExitStack() as stack:
             starts = [scorer.start(), student.start()]
             stack.push_async_callback(scorer.stop)
