@@ -107,7 +107,8 @@ class Driver:
             if learner is not None:
                 starts.append(learner.start(resumed.learned))
                 stack.push_async_callback(learner.stop)
-            annotation, *_ = await asyncio.gather(asyncio.to_thread(self._annotation, corpus, ledger), *starts)
+            annotating = asyncio.to_thread(self._annotation, corpus, ledger)
+            annotation, _ = await asyncio.gather(annotating, asyncio.gather(*starts))
             yield loop.Parts(
                 task=build_task(config.task),
                 annotation=annotation,
