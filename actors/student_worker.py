@@ -72,9 +72,8 @@ def make_trainer(setup: WorkerSetup, mailbox: Any) -> TorchTrainer:
         run_config=ray.train.RunConfig(
             name=setup.name,
             storage_path=setup.storage,
-            failure_config=ray.train.FailureConfig(
-                max_failures=student.max_failures, controller_failure_limit=student.max_failures
-            ),
+            # A group that is slow to start is tried again until RayStudent's own time-outs end it.
+            failure_config=ray.train.FailureConfig(max_failures=student.max_failures),
         ),
     )
 

@@ -9,6 +9,7 @@ MiniLM on SST-2 from the folder ../shared. Prints one JSON object; exit code 1 w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import json
 import os
@@ -93,7 +94,8 @@ def train_peer(split: Split) -> float:
             disable_tqdm=True,
         )
         trainer = transformers.Trainer(model, arguments, train_dataset=rows, processing_class=tokenizer)
-        return float(trainer.train().metrics["train_samples_per_second"])
+        with contextlib.redirect_stdout(sys.stderr):
+            return float(trainer.train().metrics["train_samples_per_second"])
 
 
 def train(split: Split, seed: int, base: Pretrained, **config: Any) -> TrainedStudent:
