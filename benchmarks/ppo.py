@@ -39,14 +39,14 @@ def main() -> int:
     parser.add_argument("--sequences", type=int, default=64)
     parser.add_argument("--updates", type=int, default=4, help="timed updates; the median counts, after one to warm up")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peer:
-        print(json.dumps(run_peer(json.loads(Path(arguments.peer).read_text()))))
-        return 0
-    # before torch is imported
-    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    if arguments.job:
+        side, file = arguments.job
+        run = {"learner": run_learner, "trl": run_peer}[side]
+        print(json.dumps(run(json.loads(Path(file).read_text()))))
+        return 0
     report = compare(arguments)
     print(json.dumps(report, indent=2))
     return 0 if report["passed"] else 1
@@ -68,8 +68,8 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
                 "threads": arguments.threads,
             }
             if arguments.peer_python:
-                figures[f"{name}/trl_{dtype}_tokens_per_s"] = start_peer(arguments.peer_python, job)
-            figures[f"{name}/learner_{dtype}_tokens_per_s"] = run_learner(job)
+                figures[f"{name}/trl_{dtype}_tokens_per_s"] = start("trl", arguments.peer_python, job)
+            figures[f"{name}/learner_{dtype}_tokens_per_s"] = start("learner", sys.executable, job)
         if arguments.peer_python:
             for dtype in dtypes:
                 ours, peers = (
@@ -109,23 +109,23 @@ def make_rows(
     return [(draw(*prompt), draw(*response)) for _ in range(count)]
 
 
-def start_peer(python: str, job: dict[str, Any]) -> float:
-    # a worker of ours has left its rank and port in os.environ
-    own = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR", "PYTHONPATH"}
-    environment = {key: value for key, value in os.environ.items() if key not in own}
-    environment |= {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
+def start(side: str, python: str, job: dict[str, Any]) -> float:
+    """tokens/s of one side, measured in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
         json.dump(job, file)
         file.flush()
-        command = [python, __file__, "--model", job["model"], "--peer", file.name]
+        command = [python, __file__, "--model", job["model"], "--job", side, file.name]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise SystemExit(f"the peer failed:\n{done.stderr[-3000:]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    speed = float(json.loads(done.stdout.strip().splitlines()[-1]))
+    print(f"{side} {job['dtype']}: {speed:.0f} tokens/s", file=sys.stderr)
+    return speed
 
 
 def run_learner(job: dict[str, Any]) -> float:
-    """tokens/s of the learner's update, in this process: one worker, no Ray."""
+    """tokens/s of the learner's update, one worker without Ray."""
     import ray
 
     from actors.learner_worker import LearnerWorker
