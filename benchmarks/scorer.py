@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -138,7 +139,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     faiss.omp_set_num_threads(options.threads)
     where, texts = read_texts()
-    with tempfile.TemporaryDirectory() as folder:
+    # Standard output is for the JSON alone; libraries announce themselves there.
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         student = make_student(Path(folder))
         figures: dict[str, Any] = time_parts(texts, student, options.rounds)
         figures["overhead"] = figures["knn_and_kl_s"] / figures["student_s"]
