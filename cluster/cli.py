@@ -26,6 +26,8 @@ from genal_ray.config import presets as shipped_presets
 from genal_ray.errors import GenalRayError, UserError
 from genal_ray.store import RunDirectory
 
+_INTERRUPTED = 130
+
 app = typer.Typer(
     name="genal-ray",
     help="Generative active learning on Ray. Begin with: genal-ray run demo",
@@ -56,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), 2)
     except GenalRayError as error:
         return _complain(f"failed: {error}", 1)
-    except (KeyboardInterrupt, typer.Abort):
-        return _complain("interrupted before the run began", 130)
     except Exception as error:
         return _unexpected(error)
+    if code == _INTERRUPTED:  # Typer's answer to Ctrl-C outside of the driver's watch
+        return _complain("interrupted before the run began", _INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

@@ -1,0 +1,195 @@
+"""The command line: help, exit codes, messages. Nothing here starts Ray."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import main
+from genal_ray.config import presets
+
+COMMANDS = ("run", "resume", "status", "stop", "plan", "doctor", "presets", "train-annotator")
+
+
+def write_lines(path: Path, rows: list[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """A configuration of a pool method on 24 reviews."""
+    words = {"good": "lovely", "bad": "dull"}
+    for name, count in (("train", 24), ("test", 8)):
+        labels = [("good", "bad")[i % 2] for i in range(count)]
+        rows = [{"text": f"{name} film {i} is {words[label]}", "label": label} for i, label in enumerate(labels)]
+        write_lines(tmp_path / f"{name}.jsonl", rows)
+    config = tmp_path / "reviews.yaml"
+    config.write_text(
+        f"""
+task: {{domain: movie reviews}}
+data: {{source: {tmp_path}, train: train.jsonl, evaluation: test.jsonl, initial_labeled: 6}}
+budget: {{per_round: 4, total: 18}}
+acquisition: entropy
+student: {{model: minilm}}
+""",
+        encoding="utf-8",
+    )
+    return config
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The message of a command that ends with exit code 2."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"Example: genal-ray {command}" in out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("genal-ray 0.")
+
+
+def test_help_imports_neither_ray_nor_torch() -> None:
+    script = (
+        "import sys; from cluster.cli import main; code = main(['run', 'no-such-preset']); "
+        "print(code, sorted({'ray', 'torch', 'transformers', 'vllm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 []"
+
+
+def test_unknown_command_suggests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'run'" in refused(capsys, "rn")
+
+
+def test_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "CONFIG|PRESET" in refused(capsys, "run")
+
+
+def test_unknown_preset_suggests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'sst2'" in refused(capsys, "run", "sst")
+
+
+def test_misspelt_key_suggests(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'learning_rate'" in refused(capsys, "plan", str(reviews), "--set", "student.learning_rte=1e-4")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("seed", "key=value"),
+        ("seed=-1", "seed"),
+        ("student.batch_size=many", "student.batch_size"),
+        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
+        ("student.model=/no/such/folder", "/no/such/folder"),
+        ("budget.total=50", "budget.total"),
+        ("cluster.num_cpus=1", "cluster.num_cpus"),
+        ("scorer.num_gpus=64", "GPUs are asked for"),
+    ],
+)
+def test_what_cannot_work_is_refused(
+    reviews: Path, setting: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert expected in refused(capsys, "plan", str(reviews), "--set", setting)
+
+
+def test_plan_shows_configuration_budget_and_resources(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(reviews), "--set", "scorer.num_actors=2"]) == 0
+    out = capsys.readouterr().out
+    assert "num_actors: 2" in out
+    assert "18 in all: 3 rounds" in out
+    assert "total" in out.splitlines()[-1]
+
+
+def test_plan_as_json(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(reviews), "--output-dir", str(tmp_path / "out"), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["budget"] == {"initial": 6, "per_round": 4, "total": 18, "num_rounds": 3}
+    assert plan["directory"] == str(tmp_path / "out")
+    assert [p["actor"] for p in plan["resources"]] == ["driver", "scorer", "student"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_into_a_directory_with_other_files(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--output-dir" in refused(capsys, "run", str(reviews), "--output-dir", str(reviews.parent))
+
+
+@pytest.mark.parametrize("command", ["resume", "status", "stop"])
+def test_no_run_directory(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "not a run directory" in refused(capsys, command, str(tmp_path))
+
+
+def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets"]) == 0
+    listed = capsys.readouterr().out
+    assert main(["presets", "--json"]) == 0
+    described = json.loads(capsys.readouterr().out)["presets"]
+    assert [p["name"] for p in described] == list(presets())
+    assert all(p["description"] and p["name"] in listed for p in described)
+
+
+def test_doctor_as_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["doctor", "--json"]) == 0
+    findings = {f["subject"]: f for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert {"python", "ray", "torch", "vllm", "faiss", "processor", "gpus", "memory", "disk", "minilm"} <= set(findings)
+    assert findings["model hub"]["detail"].startswith("offline")
+
+
+def test_doctor_fails_when_a_package_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("cluster.doctor._NEEDED", ("ray", "no-such-package"))
+    assert main(["doctor"]) == 1
+    assert "no-such-package is not installed" in capsys.readouterr().out
+
+
+def test_train_annotator_refuses_a_folder_with_files(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, "train-annotator", str(reviews), "--output-dir", str(reviews.parent))
+    assert "not an empty directory" in message
+
+
+def test_a_fault_of_ours_keeps_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken() -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr("cluster.cli.shipped_presets", broken)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["presets"]) == 1
+    err = capsys.readouterr().err
+    kept = Path(err.splitlines()[-1].removeprefix("Traceback: "))
+    assert "KeyError: 'lost'" in err
+    assert "in broken" in kept.read_text(encoding="utf-8")
+
+
+def test_interrupt_before_the_run_begins(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.cli.shipped_presets", interrupted)
+    assert main(["presets"]) == 130
+    assert "interrupted" in capsys.readouterr().err
