@@ -32,9 +32,9 @@ def _judge(
 ) -> tuple[Fate, Instance | None]:
     if not completion.text.strip():
         return Fate.EMPTY, None
-    if completion.finish_reason == "length":
-        return Fate.TRUNCATED, None
     parsed = task.parse(completion.text)
+    if completion.finish_reason == "length" and parsed != _parsed_if_it_went_on(completion, task):
+        return Fate.TRUNCATED, None
     if parsed is None:
         return Fate.UNPARSEABLE, None
     text, text_pair = parsed
@@ -47,6 +47,11 @@ def _judge(
     if key in seen:
         return Fate.DUPLICATE, None
     return Fate.KEPT, instance
+
+
+def _parsed_if_it_went_on(completion: Completion, task: Task) -> tuple[str, str | None] | None:
+    """A completion that was cut off after its instance was complete, in a line that is not read, is as good as any."""
+    return task.parse(completion.text + " and so on")
 
 
 def fate_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:

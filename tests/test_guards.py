@@ -7,6 +7,7 @@ from fakes import PlainTask
 
 from genal_ray.guards import fate_metrics, judge
 from genal_ray.pools import Pools
+from genal_ray.tasks.single_text import SingleText
 from genal_ray.text import normalized
 from genal_ray.types import Completion, Fate, Instance, LabeledInstance
 
@@ -48,6 +49,19 @@ def test_fate(pools: Pools, text: str, finish_reason: str, fate: Fate) -> None:
     (candidate,) = judge([completion(text, finish_reason)], PlainTask(), pools, round=2)
     assert candidate.fate is fate
     assert (candidate.instance is not None) == (fate is Fate.KEPT)
+
+
+def test_cut_off_after_the_instance_was_complete_is_kept(pools: Pools) -> None:
+    task = SingleText(domain="films")
+    whole, part = judge(
+        [completion("a whole line\nand a second one that", "length"), completion("a line that never", "length")],
+        task,
+        pools,
+        round=2,
+    )
+    assert (whole.fate, part.fate) == (Fate.KEPT, Fate.TRUNCATED)
+    assert whole.instance is not None
+    assert whole.instance.text == "a whole line"
 
 
 def test_repeats_within_a_batch_are_duplicates(pools: Pools) -> None:
