@@ -76,9 +76,10 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
         check_local(config, placements, this_machine(store.path))
     with _cluster(config, placements, address) as session:
         if address is not None:
-            from cluster.session import wait_for_cluster
+            from cluster.session import check_not_running, wait_for_cluster
 
             view.say(f"waiting for resources of the cluster at {address}")
+            check_not_running(_driver_name(config))
             wait_for_cluster(placements, config.cluster.resource_wait_s)
         if not resume:
             store.create(config)
@@ -86,6 +87,8 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
         try:
             return _drive(config, store, session.address, view)
         except RunError as error:
+            if address is not None:
+                _clean_up(config)
             raise RunError(f"{error}{_evidence(session, store)}") from error
 
 
@@ -110,7 +113,7 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
     from actors.driver import Driver
     from cluster.session import NAMESPACE
 
-    name = f"driver-{config.name}-{config.fingerprint()}"
+    name = _driver_name(config)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(Driver).options(
         name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
@@ -122,6 +125,17 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
             return _watch(driver, store, view, pressed)
     finally:
         contact.withdraw(store)
+
+
+def _driver_name(config: RunConfig) -> str:
+    return f"driver-{config.name}-{config.fingerprint()}"
+
+
+def _clean_up(config: RunConfig) -> None:
+    """Take down what a driver that died could not: its Serve application (named as in actors/driver.py)."""
+    from cluster.session import delete_application
+
+    delete_application(f"genal-ray-{config.name}-{config.fingerprint()}")
 
 
 def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> RunStatus:

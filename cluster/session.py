@@ -94,6 +94,26 @@ def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
         ray.shutdown()
 
 
+def check_not_running(actor: str) -> None:
+    """Raise UserError when the cluster has this driver already: two of them would share one Serve application."""
+    try:
+        ray.get_actor(actor, namespace=NAMESPACE)
+    except ValueError:
+        return
+    raise UserError(
+        f"the cluster works on a run of the same name and configuration ({actor}): wait for it, "
+        "or start this one under another name (--set name=...)"
+    )
+
+
+def delete_application(name: str) -> None:
+    """Remove the Serve application that a driver left on a joined cluster; Serve outlives drivers."""
+    from ray import serve
+
+    if name in serve.status().applications:
+        serve.delete(name)
+
+
 def wait_for_cluster(placements: Sequence[Placement], timeout_s: float) -> None:
     """Wait until the joined cluster has room for every actor; an autoscaling one is made to grow.
 

