@@ -68,7 +68,7 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
     if contact.read_contact(store) is not None:
         raise UserError(f"{store.path} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
-    checked = _check(config, store, resume=resume)
+    checked = check(config, store.path, resume=resume)
     for note in checked.notes:
         view.say(f"note: {note}")
     placements = requirements(config)
@@ -92,11 +92,16 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             raise RunError(f"{error}{_evidence(session, store)}") from error
 
 
-def _check(config: RunConfig, store: RunDirectory, *, resume: bool) -> Preflight:
+def check(config: RunConfig, directory: Path, *, resume: bool) -> Preflight:
+    """Everything that can be found wrong without looking at the machine. Raises UserError."""
     go_offline(config)
-    from genal_ray import preflight  # after go_offline: imports the Hugging Face libraries
+    from actors.generator_engine import check_engine_args  # after go_offline: these import the Hugging Face libraries
+    from genal_ray import preflight
 
-    return preflight.check(config, output_dir=store.path, resume=resume)
+    checked = preflight.check(config, output_dir=directory, resume=resume)
+    if config.generator is not None:
+        check_engine_args(config.generator)
+    return checked
 
 
 def _cluster(config: RunConfig, placements: Sequence[Placement], address: str | None) -> AbstractContextManager[Any]:

@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import run_directory
+from cluster.launch import check, run_directory
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, describe, private_cpus, requirements
-from cluster.runtime_env import go_offline
 from genal_ray.budget import Budget
 from genal_ray.config import RunConfig
 
@@ -60,10 +59,7 @@ class Plan:
 def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
     """Raises UserError for whatever would stop the run before it starts."""
     directory = run_directory(config, output_dir)
-    go_offline(config)
-    from genal_ray import preflight  # after go_offline: imports the Hugging Face libraries
-
-    checked = preflight.check(config, output_dir=directory)
+    checked = check(config, directory, resume=False)
     placements = requirements(config)
     address = address or config.cluster.address
     if address is None:

@@ -193,3 +193,8 @@ def test_interrupt_before_the_run_begins(
     monkeypatch.setattr("cluster.cli.shipped_presets", interrupted)
     assert main(["presets"]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+def test_unknown_engine_argument_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--output-dir", str(tmp_path / "run"), "--set", "generator.engine.max_num_batched_tokns=64"]
+    assert "did you mean 'max_num_batched_tokens'?" in refused(capsys, "plan", "demo", *options)
