@@ -10,10 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cluster.machine import is_listening
 from genal_ray.files import write_json
 from genal_ray.store import RunDirectory
-
-_CONNECT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,7 @@ def read_contact(store: RunDirectory) -> Contact | None:
         contact = Contact(**json.loads(store.driver_file.read_text(encoding="utf-8")))
     except (FileNotFoundError, json.JSONDecodeError, TypeError):
         return None
-    return contact if _launcher_runs(contact) and _answers(contact.address) else None
+    return contact if _launcher_runs(contact) and is_listening(contact.address) else None
 
 
 @contextmanager
@@ -89,12 +88,3 @@ def _launcher_runs(contact: Contact) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
-            return True
-    except (OSError, ValueError):
-        return False

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 GIB = 2**30
+_CONNECT_S = 5.0
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -83,6 +84,16 @@ def port_is_free(port: int, host: str = "127.0.0.1") -> bool:
         except OSError:
             return False
     return True
+
+
+def is_listening(address: str) -> bool:
+    """Whether something answers at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=_CONNECT_S):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _read_bytes(path: Path) -> int | None:

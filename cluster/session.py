@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 from ray.util import placement_group, remove_placement_group
 
-from cluster.machine import GIB
+from cluster.machine import GIB, is_listening
 from cluster.resources import Placement, describe, private_cpus
 from cluster.runtime_env import runtime_env
 from genal_ray.config import RunConfig
@@ -75,6 +75,9 @@ def private_cluster(config: RunConfig, placements: Sequence[Placement]) -> Itera
 @contextmanager
 def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
     """A connection to the cluster at `address`. Raises UserError when there is none."""
+    # Ray itself would try for many minutes without a word.
+    if ":" in address and not is_listening(address.removeprefix("ray://")):
+        raise UserError(f"nothing answers at {address}: is the cluster up, and is this its host:port (`ray status`)?")
     try:
         context = ray.init(
             address=address,

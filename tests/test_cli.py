@@ -133,6 +133,13 @@ def test_run_into_a_directory_with_other_files(reviews: Path, capsys: pytest.Cap
     assert "--output-dir" in refused(capsys, "run", str(reviews), "--output-dir", str(reviews.parent))
 
 
+def test_a_cluster_that_is_not_there(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "run"
+    message = refused(capsys, "run", str(reviews), "--output-dir", str(directory), "--address", "127.0.0.1:1")
+    assert "nothing answers at 127.0.0.1:1" in message
+    assert not directory.exists()
+
+
 @pytest.mark.parametrize("command", ["resume", "status", "stop"])
 def test_no_run_directory(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "not a run directory" in refused(capsys, command, str(tmp_path))
