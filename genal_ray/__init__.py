@@ -21,7 +21,9 @@ __all__ = ["load_run", "run"]
 __version__ = "0.1.0"
 
 
-def run(config: str, overrides: Sequence[str] = (), *, output_dir: str | None = None, address: str | None = None) -> Path:
+def run(
+    config: str, overrides: Sequence[str] = (), *, output_dir: str | None = None, address: str | None = None
+) -> Path:
     """Run a configuration file or preset to its end, on a private Ray cluster or the one at `address`.
 
     Returns the run directory. Raises genal_ray.errors.UserError for what can be mended before anything starts, and

@@ -1,6 +1,7 @@
 """The exceptions that GenAL-Ray raises on purpose; all of them survive pickling, so they may cross processes.
 
-`UserError` is for what the user can mend (exit code 2, no traceback); `RunError` for what failed while running (exit code 1).
+`UserError` is for what the user can mend (exit code 2, no traceback); `RunError` for what failed while running (exit
+code 1).
 """
 
 from __future__ import annotations
