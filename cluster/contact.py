@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.machine import is_listening
+from genal_ray.errors import RunError
 from genal_ray.files import write_json
 from genal_ray.store import RunDirectory
 
@@ -57,7 +58,7 @@ def read_contact(store: RunDirectory) -> Contact | None:
 
 @contextmanager
 def connected(contact: Contact) -> Iterator[Any]:
-    """The handle of the driver actor, or None when it is gone."""
+    """The handle of the driver actor, or None when it is gone. Raises RunError when its cluster lets nobody in."""
     if contact.auth_mode is not None:
         os.environ.setdefault("RAY_AUTH_MODE", contact.auth_mode)
     import ray
@@ -73,8 +74,13 @@ def _find(contact: Contact) -> Any:
 
     try:
         ray.init(address=contact.address, namespace=contact.namespace, logging_level="ERROR", log_to_driver=False)
+    except ConnectionError as error:
+        raise RunError(
+            f"a driver works on the run at {contact.address}, but its cluster cannot be joined from here: {error}"
+        ) from error
+    try:
         return ray.get_actor(contact.actor, namespace=contact.namespace)
-    except (ConnectionError, ValueError):
+    except ValueError:
         return None
 
 

@@ -18,9 +18,9 @@ def read_status(store: RunDirectory) -> RunStatus:
     config = store.load_config()
     contact = read_contact(store)
     if contact is not None:
-        import ray
-
         with connected(contact) as driver:
+            import ray  # not earlier: Ray reads RAY_AUTH_MODE, which `connected` sets, when it is imported
+
             if driver is not None:
                 live: RunStatus = ray.get(driver.status.remote(), timeout=_ANSWER_S)
                 return live
@@ -44,9 +44,9 @@ def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
     store.load_config()
     contact = read_contact(store)
     if contact is not None:
-        import ray
-
         with connected(contact) as driver:
+            import ray  # not earlier: Ray reads RAY_AUTH_MODE, which `connected` sets, when it is imported
+
             if driver is not None:
                 ray.get(driver.stop.remote(now=now), timeout=_ANSWER_S)
                 when = "now" if now else "after the stages in progress"

@@ -230,10 +230,13 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_is_seen_and_stopped_from_another_terminal(tmp_path: Path, short: Path) -> None:
+def test_a_run_is_seen_and_stopped_from_another_terminal(
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pool method on a private cluster: status and stop reach its driver; nothing of the cluster is left."""
     config = small_run(tmp_path, temp_dir=short)
     directory = tmp_path / "run"
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)  # set where Ray was started before; other terminals have it not
 
     def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*COMMAND, *arguments, str(directory)], capture_output=True, text=True, timeout=120)
