@@ -22,7 +22,7 @@ from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler
 from genal_ray.budget import resolve_budget
-from genal_ray.config import parse_config
+from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
 from genal_ray.resume import last_policies, restore_pools
@@ -94,7 +94,7 @@ class Driver:
         generator = None
         learner = None
         if config.generator is not None:
-            generator = GeneratorService(config.generator, self._app_name(), resumed.served)
+            generator = GeneratorService(config.generator, application_name(config), resumed.served)
             if config.learns:
                 learner = LearnerGroup(config, generator.load_policy, generator.app_name)
         async with AsyncExitStack() as stack:
@@ -131,5 +131,7 @@ class Driver:
         )
         return Annotation(labelers, ledger)
 
-    def _app_name(self) -> str:
-        return f"genal-ray-{self._config.name}-{self._config.fingerprint()}"
+
+def application_name(config: RunConfig) -> str:
+    """Name of the run's Serve application, unique in a cluster."""
+    return f"genal-ray-{config.name}-{config.fingerprint()}"

@@ -137,10 +137,11 @@ def _driver_name(config: RunConfig) -> str:
 
 
 def _clean_up(config: RunConfig) -> None:
-    """Take down what a driver that died could not: its Serve application (named as in actors/driver.py)."""
+    """Take down what a driver that died could not: its Serve application."""
+    from actors.driver import application_name
     from cluster.session import delete_application
 
-    delete_application(f"genal-ray-{config.name}-{config.fingerprint()}")
+    delete_application(application_name(config))
 
 
 def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> RunStatus:
