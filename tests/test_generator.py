@@ -12,6 +12,7 @@ import psutil
 import pytest
 import torch
 from conftest import make_tiny_lm
+from ray import serve
 
 from actors.generator import GeneratorService
 from actors.generator_engine import check_engine_args, engine_args, replica_env
@@ -88,8 +89,6 @@ class Session:
         return self._loop.run_until_complete(work)
 
     def from_every_replica(self, request: GenerateRequest) -> list[list[Completion]]:
-        from ray import serve
-
         handle = serve.get_app_handle(self.service.app_name)
         return self.run(handle.broadcast("generate", request).results_async(timeout_s=60))
 
@@ -286,22 +285,27 @@ def test_incomplete_policy_breaks_the_replica_and_is_reported(session: Session, 
 
 @pytest.mark.ray
 def test_untied_head_receives_new_weights(ray_session: None, tiny_lm_untied: Path, tmp_path: Path) -> None:
-    async def both() -> tuple[list[Completion], list[Completion]]:
-        service = GeneratorService(make_config(tiny_lm_untied), "test-untied")
+    async def everywhere(service: GeneratorService) -> list[list[Completion]]:
+        request = GenerateRequest(prompts=tuple(prompts), policy=service.policy, greedy=True)
+        handle = serve.get_app_handle(service.app_name)
+        return await handle.broadcast("generate", request).results_async(timeout_s=60)
+
+    async def before_and_after() -> tuple[list[list[Completion]], list[list[Completion]]]:
+        service = GeneratorService(make_config(tiny_lm_untied, num_replicas=2), "test-untied")
         await service.start()
         try:
-            before = await service.generate(prompts, greedy=True)
+            before = await everywhere(service)
             await service.load_policy(PolicyUpdate(version=1, path=str(new), metrics={}))
-            return before, await service.generate(prompts, greedy=True)
+            return before, await everywhere(service)
         finally:
             await service.stop()
 
     new = make_tiny_lm(tmp_path / "new", tied=False, seed=5)
     prompts = make_prompts([20, 40, 64, 100, 128, 150, 180, 200], tiny_lm_untied)
-    before, after = asyncio.run(both())
-    assert tokens(before) == greedy_reference(tiny_lm_untied, prompts)
-    assert tokens(after) == greedy_reference(new, prompts)
-    assert {c.policy_version for c in after} == {1}
+    before, after = asyncio.run(before_and_after())
+    assert [tokens(answer) for answer in before] == [greedy_reference(tiny_lm_untied, prompts)] * 2
+    assert [tokens(answer) for answer in after] == [greedy_reference(new, prompts)] * 2
+    assert {c.policy_version for answer in after for c in answer} == {1}
 
 
 @pytest.mark.ray
