@@ -63,7 +63,3 @@ class Learner(Protocol):
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Bring the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
         ...
-
-    async def restore(self, path: Path) -> None:
-        """Go on from the full learner state that `update` saved under `path`."""
-        ...

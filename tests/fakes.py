@@ -136,8 +136,6 @@ class FakeLearner:
         self.generator.version = policy.version
         return {}
 
-    async def restore(self, path: Path) -> None: ...
-
 
 class CountingLabeler:
     """Labels by the length of the text, and counts how often each instance was paid for."""
