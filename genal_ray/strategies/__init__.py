@@ -21,6 +21,11 @@ class Strategy(Plugin):
     retention_rounds: int = 1
     """Rounds for which an unselected synthetic instance stays in the pool; 1: only the round that wrote it."""
 
+    @property
+    def group_size(self) -> int:
+        """Completions asked of every prompt text; a learner with a group baseline needs at least 2."""
+        return 1
+
     @abstractmethod
     def build_prompts(
         self, pools: Pools, task: Task, *, round: int, budget: int, rng: np.random.Generator
