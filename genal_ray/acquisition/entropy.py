@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
-from genal_ray.acquisition import Acquisition, Features, Neighbours
+from genal_ray.acquisition import Features, Neighbours, Pointwise
 from genal_ray.types import FloatArray
 
 
-class Entropy(Acquisition):
+class Entropy(Pointwise):
     """H(p(y|x)) in nats."""
-
-    needs_neighbours: ClassVar[bool] = False
 
     name: str = "entropy"
 
