@@ -1,0 +1,63 @@
+"""Where the runs of a comparison are, and how far each of them is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from genal_ray.comparison.curves import Point, read_curve
+from genal_ray.store import RunDirectory
+
+
+def run_path(directory: Path, method: str, seed: int) -> Path:
+    """The run directory of a method and seed within a comparison directory."""
+    return directory / "runs" / method / f"seed-{seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRun:
+    """A run of a comparison, as its directory tells."""
+
+    method: str
+    seed: int
+    points: tuple[Point, ...]
+    """Its committed rounds."""
+    total: int
+    """Labels that it may buy, the initial labeled set included; 0 when it has not begun."""
+
+    @property
+    def num_labels(self) -> int:
+        return self.points[-1].num_labels if self.points else 0
+
+    @property
+    def done(self) -> bool:
+        return bool(self.points) and self.num_labels >= self.total
+
+
+def read_runs(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[ComparedRun]:
+    """Every run of a comparison directory, method by method and seed by seed, whatever order they ran in."""
+    return [read_run(directory, method, seed) for method in methods for seed in seeds]
+
+
+def read_run(directory: Path, method: str, seed: int) -> ComparedRun:
+    """One run of a comparison directory; without points when it has not begun.
+
+    A run without a generator ends when its pool is labeled, whatever budget.total allows.
+    """
+    run = RunDirectory(run_path(directory, method, seed))
+    try:
+        budget = json.loads((run.path / "budget.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ComparedRun(method=method, seed=seed, points=(), total=0)
+    total, pool_size = int(budget["total"]), int(budget["pool_size"])
+    if run.load_config().generator is None:
+        total = min(total, pool_size)
+    points = read_curve(run, method, seed, pool_size)
+    return ComparedRun(method=method, seed=seed, points=tuple(points), total=total)
+
+
+def points_of(runs: Sequence[ComparedRun]) -> list[Point]:
+    """The rows of `curves.csv`."""
+    return [point for run in runs for point in run.points]

@@ -1,0 +1,206 @@
+"""What learning curves come to: accuracy at fixed shares of the pool, area under the curve, gain over random.
+
+Means and standard deviations (n-1) are over seeds. Gains are paired: each seed starts every method from the same
+labeled set, so the differences to random of the same seed vary less than the accuracies do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from genal_ray.comparison.curves import Point, by_seed, methods_of
+from genal_ray.files import write_text
+
+BASELINE = "random"
+"""The method that gains are measured against."""
+SHARES = (50, 100, 200)
+"""Percent of the pool at which accuracies are compared."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A figure over the seeds that have it."""
+
+    mean: float
+    std: float | None
+    """Of the seeds, n-1; None for one seed."""
+    num_seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gain:
+    """A mean paired difference to random, over the seeds that both have."""
+
+    mean: float
+    low: float | None
+    """Ends of the 95% confidence interval (paired t); None for one seed."""
+    high: float | None
+    num_seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodSummary:
+    """One method; None wherever its curves do not reach."""
+
+    method: str
+    num_seeds: int
+    accuracy: Mapping[int, Estimate | None]
+    """By percent of the pool (`SHARES`)."""
+    auc: Estimate | None
+    """Mean accuracy over the range of labels that all methods share: the area over the range."""
+    auc_gain: Gain | None
+    accuracy_gain: Gain | None
+    """At 100% of the pool."""
+    extra_gain: Gain | None
+    """At 200% of the pool, against random at 100%, where pool methods end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    methods: tuple[MethodSummary, ...]
+    start: float
+    """The range of the areas, in shares of the pool: where all curves begin, and at most 1."""
+    end: float
+
+
+Curve = Sequence[Point]
+"""A run's points in the order of its rounds."""
+Figures = Mapping[int, float]
+"""Seed -> a figure of its curve, for the seeds whose curve has it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measured:
+    """The figures of one method."""
+
+    num_seeds: int
+    auc: Figures
+    accuracy: Mapping[int, Figures]
+
+
+def summarise(points: Sequence[Point]) -> Summary:
+    """A summary of whole curves, methods in the order in which they appear; leave out runs that are not done."""
+    curves = {name: by_seed(points, name) for name in methods_of(points)}
+    start, end = _common_range([curve for seeds in curves.values() for curve in seeds.values()])
+    measured = {name: _measure(seeds, start, end) for name, seeds in curves.items()}
+    baseline = measured.get(BASELINE, _Measured(num_seeds=0, auc={}, accuracy={share: {} for share in SHARES}))
+    return Summary(
+        methods=tuple(_summarise(name, figures, baseline) for name, figures in measured.items()),
+        start=start,
+        end=end,
+    )
+
+
+def accuracy_at(curve: Curve, fraction: float) -> float | None:
+    """Accuracy at `fraction` of the pool, linear between the two rounds around it; None beyond the curve."""
+    if not curve[0].fraction <= fraction <= curve[-1].fraction:
+        return None
+    return float(np.interp(fraction, [p.fraction for p in curve], [p.accuracy for p in curve]))
+
+
+def area(curve: Curve, start: float, end: float) -> float | None:
+    """Area under accuracy from `start` to `end` (shares of the pool), trapezoid rule, divided by the range.
+
+    None when the range is empty or the curve does not cover it.
+    """
+    first, last = accuracy_at(curve, start), accuracy_at(curve, end)
+    if start >= end or first is None or last is None:
+        return None
+    within = [p for p in curve if start < p.fraction < end]
+    x = [start, *(p.fraction for p in within), end]
+    y = [first, *(p.accuracy for p in within), last]
+    return float(np.trapezoid(y, x)) / (end - start)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """`summary.csv`: one row a method, empty cells where a method has no such figure."""
+    rows = [_row(method, summary) for method in summary.methods]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+_GAINS = ("auc_vs_random", "accuracy_100_vs_random", "accuracy_200_vs_random_100")
+SUMMARY_COLUMNS = (
+    "method",
+    "num_seeds",
+    *(f"accuracy_{share}_{part}" for share in SHARES for part in ("mean", "std")),
+    *(f"auc_{part}" for part in ("mean", "std", "from", "to")),
+    *(f"{gain}_{part}" for gain in _GAINS for part in ("mean", "low", "high")),
+)
+
+
+def _row(method: MethodSummary, summary: Summary) -> dict[str, object]:
+    row: dict[str, object] = {"method": method.method, "num_seeds": method.num_seeds}
+    estimates = {f"accuracy_{share}": method.accuracy[share] for share in SHARES} | {"auc": method.auc}
+    for name, estimate in estimates.items():
+        if estimate is not None:
+            row |= {f"{name}_mean": estimate.mean, f"{name}_std": estimate.std}
+    for name, gain in zip(_GAINS, (method.auc_gain, method.accuracy_gain, method.extra_gain), strict=True):
+        if gain is not None:
+            row |= {f"{name}_mean": gain.mean, f"{name}_low": gain.low, f"{name}_high": gain.high}
+    return row | {"auc_from": summary.start, "auc_to": summary.end}
+
+
+def _common_range(curves: Sequence[Curve]) -> tuple[float, float]:
+    if not curves:
+        return 0.0, 0.0
+    return max(c[0].fraction for c in curves), min(1.0, *(c[-1].fraction for c in curves))
+
+
+def _measure(seeds: Mapping[int, Curve], start: float, end: float) -> _Measured:
+    return _Measured(
+        num_seeds=len(seeds),
+        auc=_known({seed: area(curve, start, end) for seed, curve in seeds.items()}),
+        accuracy={
+            share: _known({seed: accuracy_at(curve, share / 100) for seed, curve in seeds.items()}) for share in SHARES
+        },
+    )
+
+
+def _known(figures: Mapping[int, float | None]) -> Figures:
+    return {seed: figure for seed, figure in figures.items() if figure is not None}
+
+
+def _summarise(name: str, measured: _Measured, baseline: _Measured) -> MethodSummary:
+    compared = name != BASELINE
+    return MethodSummary(
+        method=name,
+        num_seeds=measured.num_seeds,
+        accuracy={share: _estimate(figures) for share, figures in measured.accuracy.items()},
+        auc=_estimate(measured.auc),
+        auc_gain=_gain(measured.auc, baseline.auc) if compared else None,
+        accuracy_gain=_gain(measured.accuracy[100], baseline.accuracy[100]) if compared else None,
+        extra_gain=_gain(measured.accuracy[200], baseline.accuracy[100]) if compared else None,
+    )
+
+
+def _estimate(figures: Figures) -> Estimate | None:
+    if not figures:
+        return None
+    values = list(figures.values())
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return Estimate(mean=float(np.mean(values)), std=std, num_seeds=len(values))
+
+
+def _gain(figures: Figures, baseline: Figures) -> Gain | None:
+    from scipy.stats import t  # here: it takes a second to import
+
+    pairs = [figures[seed] - baseline[seed] for seed in sorted(figures.keys() & baseline.keys())]
+    if not pairs:
+        return None
+    mean, n = float(np.mean(pairs)), len(pairs)
+    if n == 1:
+        return Gain(mean=mean, low=None, high=None, num_seeds=1)
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(pairs, ddof=1) / math.sqrt(n))
+    return Gain(mean=mean, low=mean - half, high=mean + half, num_seeds=n)

@@ -1,0 +1,127 @@
+"""Methods by name: a method is a set of overrides on a generative base configuration.
+
+    load_config(source, [*overrides, *find_method("entropy").overrides, "seed=1"])
+
+`methods.yaml` lists those with a generator and the variants; every shipped acquisition function other than `signal`
+is a pool method under its own name; others are given as NAME:key=value,key=value.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from genal_ray import registry
+from genal_ray.acquisition import Acquisition
+from genal_ray.config_yaml import read_document
+from genal_ray.errors import UserError
+from genal_ray.validation import suggestion
+
+_PACKAGE = "genal_ray.acquisition"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PIECE = re.compile(
+    r"""(?<=[=\[{,:\s])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')  # a quoted string, where YAML would begin one
+    | . """,
+    re.VERBOSE | re.DOTALL,
+)
+_OPENING, _CLOSING = "[{", "]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A way to spend a budget of labels."""
+
+    name: str
+    """Also the name of its folder in a comparison directory."""
+    description: str
+    overrides: tuple[str, ...]
+    """`dotted.key=value` each, applied after the user's own."""
+
+
+def method_names() -> list[str]:
+    """Every method that ships: those of methods.yaml, then the pool methods."""
+    return [*_listed(), *_pool_names()]
+
+
+def find_method(name: str) -> Method:
+    """The method called `name`, or the one that NAME:key=value,... defines.
+
+    Raises UserError when there is none, with the nearest names.
+    """
+    if ":" in name:
+        return parse_method(name)
+    listed = _listed()
+    if name in listed:
+        return listed[name]
+    if name in _pool_names():
+        return _pool_method(name)
+    known = method_names()
+    raise UserError(
+        f"unknown method {name!r}{suggestion(name, known)} (there are: {', '.join(known)}; "
+        "a method of your own is NAME:key=value,key=value)"
+    )
+
+
+def parse_method(definition: str) -> Method:
+    """A method from NAME:key=value,key=value. Values are YAML; commas within brackets or quotes belong to them.
+
+    Raises UserError when it cannot be read or takes the name of a method that ships.
+    """
+    name, _, settings = (part.strip() for part in definition.partition(":"))
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"method {definition!r}: expected NAME:key=value,key=value, the name of letters, digits, '.', '_' and '-'"
+        )
+    if name in method_names():
+        raise UserError(f"method {definition!r}: {name!r} is a method that ships; give yours another name")
+    overrides = tuple(_split(settings, definition)) if settings else ()
+    for setting in overrides:
+        if not re.fullmatch(r"[^=\s]+\s*=.*", setting, re.DOTALL):
+            raise UserError(
+                f"method {definition!r}: expected key=value, such as acquisition.k=20, found {setting!r}; "
+                "quote a value with commas"
+            )
+    return Method(name=name, description=", ".join(overrides) or "the configuration as it is", overrides=overrides)
+
+
+@functools.cache
+def _listed() -> dict[str, Method]:
+    path = Path(__file__).with_name("methods.yaml")
+    values = read_document(path.read_text(encoding="utf-8"), path.name).values
+    return {
+        name: Method(name=name, description=entry["description"], overrides=tuple(entry["set"]))
+        for name, entry in values.items()
+    }
+
+
+def _pool_names() -> list[str]:
+    return [name for name in registry.names(_PACKAGE) if name != "signal"]
+
+
+def _pool_method(name: str) -> Method:
+    """The section is replaced, not its name alone: the base configuration's may hold hyper-parameters of `signal`."""
+    module = sys.modules[registry.find(_PACKAGE, Acquisition, name).__module__]
+    return Method(
+        name=name,
+        description=(module.__doc__ or name).partition("\n")[0].rstrip("."),
+        overrides=("generator=null", "annotators.synthetic=null", f"acquisition={name}"),
+    )
+
+
+def _split(settings: str, definition: str) -> list[str]:
+    """The comma-separated settings; a comma within brackets or quotes separates nothing."""
+    parts, depth = [""], 0
+    for piece in _PIECE.findall(settings):
+        depth += (piece in _OPENING) - (piece in _CLOSING)
+        if depth < 0:
+            break
+        if piece == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    if depth:
+        raise UserError(f"method {definition!r}: brackets are not balanced in {settings!r}")
+    return [part.strip() for part in parts]

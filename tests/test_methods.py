@@ -1,0 +1,81 @@
+"""Methods: those that ship are whole configurations, and a user's own are read as written."""
+
+from __future__ import annotations
+
+import pytest
+
+from genal_ray.config import load_config
+from genal_ray.errors import UserError
+from genal_ray.methods import Method, find_method, method_names, parse_method
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_method_is_a_configuration_of_the_demo(name: str) -> None:
+    method = find_method(name)
+    assert method.name == name
+    assert method.description
+    config = load_config("demo", method.overrides)
+    assert config.strategy.candidates_per_label == 2.0  # type: ignore[attr-defined]  # the preset's own
+    assert (config.generator is None) == (config.annotators.synthetic is None)
+
+
+def test_methods_differ() -> None:
+    fingerprints = {name: load_config("demo", find_method(name).overrides).fingerprint() for name in method_names()}
+    assert len(set(fingerprints.values())) == len(fingerprints)
+
+
+def test_names_are_unique_and_every_pool_acquisition_is_one() -> None:
+    names = method_names()
+    assert len(set(names)) == len(names)
+    assert {"random", "entropy"} < set(names)
+
+
+def test_pool_method_replaces_the_hyper_parameters_of_signal() -> None:
+    own = ["acquisition={name: signal, k: 3, distance_floor: 0.5}"]
+    config = load_config("demo", [*own, *find_method("entropy").overrides])
+    assert config.acquisition.name == "entropy"
+    assert config.generator is None
+
+
+def test_signal_is_the_configuration_as_it_is() -> None:
+    assert load_config("demo", find_method("signal").overrides) == load_config("demo")
+
+
+def test_unknown_method_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"unknown method 'entrpy'; did you mean 'entropy'\?"):
+        find_method("entrpy")
+
+
+def test_own_method_keeps_commas_within_brackets_and_quotes() -> None:
+    definition = """mine: acquisition={name: signal, k: 20}, task.instruction='a, b' ,task.domain=it's,seed=3"""
+    assert find_method(definition) == Method(
+        name="mine",
+        description="acquisition={name: signal, k: 20}, task.instruction='a, b', task.domain=it's, seed=3",
+        overrides=("acquisition={name: signal, k: 20}", "task.instruction='a, b'", "task.domain=it's", "seed=3"),
+    )
+
+
+def test_own_method_may_name_a_plugin_of_another_package() -> None:
+    assert parse_method("mine:acquisition=my.module:Thing").overrides == ("acquisition=my.module:Thing",)
+
+
+def test_own_method_without_settings_is_the_configuration_as_it_is() -> None:
+    assert parse_method("base:").overrides == ()
+
+
+@pytest.mark.parametrize(
+    ("definition", "complaint"),
+    [
+        ("a b:seed=1", "expected NAME:key=value"),
+        ("../up:seed=1", "expected NAME:key=value"),
+        ("entropy:seed=1", "'entropy' is a method that ships"),
+        ("mine:seed", "expected key=value, such as acquisition.k=20, found 'seed'"),
+        ("mine:a=1,,b=2", "found ''"),
+        ("mine:acquisition={name: signal", "brackets are not balanced"),
+        ("mine:a=1]", "brackets are not balanced"),
+    ],
+)
+def test_own_method_that_cannot_be_read_is_refused(definition: str, complaint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_method(definition)
+    assert complaint in str(caught.value)
