@@ -31,6 +31,7 @@ from genal_ray.config_sections import (
     Section,
     StudentConfig,
     TaskConfig,
+    WarmupConfig,
 )
 from genal_ray.config_yaml import Document, dump, override, read_document
 from genal_ray.errors import UserError
@@ -49,8 +50,10 @@ __all__ = [
     "RunConfig",
     "ScorerConfig",
     "Section",
+    "SelectionConfig",
     "StudentConfig",
     "TaskConfig",
+    "WarmupConfig",
     "load_config",
     "parse_config",
     "presets",
@@ -69,9 +72,11 @@ class RunConfig(Section):
     budget: BudgetConfig = BudgetConfig()
     strategy: AnyStrategy = Field(default="signal")  # type: ignore[assignment]
     acquisition: AnyAcquisition = Field(default="signal")  # type: ignore[assignment]
+    selection: SelectionConfig = SelectionConfig()
     reward: RewardConfig = RewardConfig()
     annotators: AnnotatorsConfig = Field(default_factory=AnnotatorsConfig)
     generator: GeneratorConfig | None = Field(None, description="null: no synthetic instances, a pool method")
+    warmup: WarmupConfig | None = Field(None, description="null: the generator is served as it is")
     student: StudentConfig
     scorer: ScorerConfig = ScorerConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -98,6 +103,14 @@ class RunConfig(Section):
                     f"{self.generator.max_tokens}: prompt and completion share the context",
                 )
             )
+        longest = None if self.warmup is None else self.warmup.max_length
+        if longest is not None and longest > self.generator.max_model_len:
+            raise InvalidValues(
+                Problem(
+                    ("warmup", "max_length"),
+                    f"must be at most generator.max_model_len ({self.generator.max_model_len}), got {longest}",
+                )
+            )
         if self.learner.name == "ppo" and self.generator.top_p < 1:
             raise InvalidValues(
                 Problem(
@@ -109,8 +122,27 @@ class RunConfig(Section):
         return self
 
     @property
+    def warms_up(self) -> bool:
+        return self.generator is not None and self.warmup is not None
+
+    @property
     def learns(self) -> bool:
         return self.generator is not None and self.learner.name == "ppo"
+
+    @property
+    def selector(self) -> Acquisition:
+        """What chooses the instances to be labeled."""
+        return self.acquisition if self.generator is None else self.strategy.selector(self.acquisition)
+
+    @property
+    def reward_function(self) -> Acquisition:
+        """What rewards the generator; a pointwise function whenever there is a learner."""
+        return self.reward.acquisition or self.strategy.reward(self.acquisition)
+
+    @property
+    def uses_models_for_scoring(self) -> bool:
+        functions = [self.selector, *([self.reward_function] if self.learns else [])]
+        return any(f.needs.student or f.needs.pretrained for f in functions)
 
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the results: not the place, the name or the output directory."""

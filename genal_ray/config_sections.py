@@ -143,9 +143,30 @@ class BudgetConfig(Section):
     max_rounds: int | None = Field(None, ge=1)
 
 
-class RewardConfig(Section):
-    """From acquisition scores to PPO rewards (the raw score is heavy-tailed and drifts with the student)."""
+class SelectionConfig(Section):
+    """How real and synthetic candidates share a round's labels."""
 
+    mix: Literal["score", "fixed", "linear", "adaptive"] = Field(
+        "score",
+        description="score: the best, whatever their origin (the paper); fixed: synthetic_share; linear: from "
+        "synthetic_share to final_synthetic_share as the budget is spent; adaptive: synthetic_share times the part of "
+        "the round's completions that is usable, so that real instances are taken while the generator copies",
+    )
+    synthetic_share: float = Field(0.5, ge=0, le=1)
+    final_synthetic_share: float = Field(1.0, ge=0, le=1)
+
+
+class RewardConfig(Section):
+    """From acquisition scores to rewards (the raw score is heavy-tailed and drifts with the student)."""
+
+    acquisition: AnyAcquisition | None = Field(
+        None, description="pointwise function whose score is the reward; null: the one that selects"
+    )
+    timing: Literal["pre", "post"] = Field(
+        "pre",
+        description="the student that scores: pre, the one before the round's labels, so that student and generator "
+        "learn side by side; post, the one retrained on them, against the labeled set of before",
+    )
     clip_quantile: float = Field(
         0.95, gt=0.5, le=1.0, description="scores above this quantile of the batch are clipped to it"
     )
@@ -283,6 +304,41 @@ class LearnerConfig(Section):
     num_gpus: float = Field(0, ge=0, description="per worker")
     threads: int = Field(1, ge=1, description="per worker")
     timeout_s: float = Field(3600, gt=0, description="for one update")
+
+
+class WarmupConfig(Section):
+    """Supervised fine-tuning of the generator on the real pool, in the form of the prompts, before it is served."""
+
+    epochs: float = Field(1, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="at most this many optimiser steps")
+    examples: int = Field(
+        1, ge=1, description="prompts per text of the pool, each with its own draw of in-context examples"
+    )
+    batch_size: int = Field(16, ge=1, description="sequences per optimiser step")
+    micro_batch_size: int = Field(16, ge=1, description="sequences per forward pass, at most batch_size")
+    learning_rate: float = Field(5e-5, gt=0)
+    lora: LoraConfig | None = None
+    dtype: Dtype = "auto"
+    gradient_checkpointing: bool = False
+    max_length: int | None = Field(
+        None, ge=16, description="tokens of prompt and text; longer ones are left out; default: generator.max_model_len"
+    )
+    num_cpus: float = Field(1, ge=0)
+    num_gpus: float = Field(0, ge=0, le=1)
+    threads: int = Field(1, ge=1)
+    timeout_s: float = Field(3600, gt=0, description="for the whole warm-up")
+
+    @model_validator(mode="after")
+    def _batch_is_whole(self) -> Self:
+        if self.batch_size % self.forward_size:
+            message = f"must divide warmup.batch_size ({self.batch_size}), got {self.micro_batch_size}"
+            raise InvalidValues(Problem(("micro_batch_size",), message))
+        return self
+
+    @property
+    def forward_size(self) -> int:
+        """Sequences per forward pass."""
+        return min(self.micro_batch_size, self.batch_size)
 
 
 class AnnotatorsConfig(Section):

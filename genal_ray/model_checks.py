@@ -76,7 +76,7 @@ def check_student(config: StudentConfig, encoding: str) -> None:
             "set scorer.encoding to cls or mean"
         )
     positions = _positions(model)
-    tokenizer = _tokenizer(config, "student")
+    tokenizer = load_tokenizer(config, "student")
     if positions is not None and tokenizer.pad_token_id is not None and model.model_type in _OFFSET_POSITIONS:
         positions -= tokenizer.pad_token_id + 1
     if positions is not None and config.max_length > positions:
@@ -91,7 +91,7 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet
 
 
 def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Instance]) -> None:
-    tokenizer = _tokenizer(config, "generator")
+    tokenizer = load_tokenizer(config, "generator")
     examples = _longest(pool, tokenizer, task.num_examples)
     num_tokens = len(tokenizer(task.prompt(examples))["input_ids"])
     room = config.max_model_len - config.max_tokens
@@ -163,7 +163,7 @@ def _own_code(where: str, name: str) -> str:
     )
 
 
-def _tokenizer(section: GeneratorConfig | StudentConfig, name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(section: GeneratorConfig | StudentConfig, name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(
             resolve_model(section.model), revision=section.revision, trust_remote_code=section.trust_remote_code

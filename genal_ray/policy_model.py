@@ -102,7 +102,7 @@ def load_policy(generator: GeneratorConfig, learner: LearnerConfig, compute_dtyp
     Raises UserError when the model can't be loaded as a causal language model, or computes its logits in a way that
     the learner does not follow.
     """
-    lm = _load_lm(generator)
+    lm = load_lm(generator)
     _check_head(lm, generator.model)
     if learner.gradient_checkpointing:
         lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -167,7 +167,8 @@ def parameter_groups(policy: PolicyModel, config: LearnerConfig) -> list[dict[st
     return [group for group in groups if group["params"]]
 
 
-def _load_lm(generator: GeneratorConfig) -> Any:
+def load_lm(generator: GeneratorConfig) -> Any:
+    """The pretrained generator itself, float32 and without dropout, on the CPU. Raises UserError."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = resolve_model(generator.model)

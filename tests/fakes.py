@@ -53,7 +53,10 @@ class PlainTask(Task):
     domain: str = "remarks"
 
     def prompt(self, examples: Sequence[Instance]) -> str:
-        return "\n".join(example.text for example in examples)
+        return "\n".join(self.render(example) for example in examples)
+
+    def render(self, example: Instance) -> str:
+        return example.text
 
     def parse(self, text: str) -> tuple[str, str | None] | None:
         return None if text.startswith("?") else (text, None)
@@ -124,12 +127,21 @@ class FakeLearner:
         self.calls = calls
         self.generator = generator
         self.rewards: list[list[float]] = []
+        self.kl_factors: list[float] = []
+        self.restored: list[int] = []
 
-    async def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> PolicyUpdate:
+    async def update(
+        self, rollouts: Sequence[Rollout], version: int, output_dir: Path, *, kl_factor: float = 1.0
+    ) -> PolicyUpdate:
         self.calls.record("learn")
+        self.kl_factors.append(kl_factor)
         self.rewards.append([rollout.reward for rollout in rollouts])
         output_dir.mkdir(parents=True)
         return PolicyUpdate(version=version, path=str(output_dir), metrics={"rl/kl": 0.1 * version})
+
+    async def restore(self, policy: PolicyUpdate) -> None:
+        self.calls.record("restore")
+        self.restored.append(policy.version)
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         self.calls.record("hand_over")

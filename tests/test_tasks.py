@@ -102,6 +102,7 @@ def test_what_a_task_renders_it_parses(kind: str) -> None:
     task = build_task(TaskConfig(kind=kind, domain="things"))
     example = instance("one thing", "and another" if task.pairs else None)
     rendered = task.prompt([example]).splitlines()[1].removeprefix("Example 1:")
+    assert rendered == f" {task.render(example)}"
     assert task.parse(rendered) == (example.text, example.text_pair)
     assert task.parse("") is None
     assert task.num_examples == 3

@@ -35,6 +35,10 @@ class Task(registry.Plugin):
         """The prompt text for in-context examples, in the paper's form (SIGnAL, section 4.1)."""
 
     @abstractmethod
+    def render(self, example: Instance) -> str:
+        """One example as it stands in a prompt: what a generator that understands the prompt goes on with."""
+
+    @abstractmethod
     def parse(self, text: str) -> tuple[str, str | None] | None:
         """(text, text_pair) of a completion; None when it does not have the asked form."""
 

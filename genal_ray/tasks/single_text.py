@@ -21,7 +21,10 @@ class SingleText(Task):
     min_characters: int = Field(2, ge=1, description="shorter completions are no texts")
 
     def prompt(self, examples: Sequence[Instance]) -> str:
-        return numbered_prompt(self, [example.text for example in examples])
+        return numbered_prompt(self, [self.render(example) for example in examples])
+
+    def render(self, example: Instance) -> str:
+        return one_line(example.text)
 
     def parse(self, text: str) -> tuple[str, None] | None:
         line = first_line(text)

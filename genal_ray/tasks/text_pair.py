@@ -22,7 +22,11 @@ class TextPair(Task):
     second_name: str = Field("Response", min_length=1, description="word before the second text")
 
     def prompt(self, examples: Sequence[Instance]) -> str:
-        return numbered_prompt(self, [self._render(example) for example in examples])
+        return numbered_prompt(self, [self.render(example) for example in examples])
+
+    def render(self, example: Instance) -> str:
+        assert example.text_pair is not None, "the corpus of a pair task holds pairs"
+        return one_line(f"{self.first_name}: {example.text} {self.second_name}: {example.text_pair}")
 
     def parse(self, text: str) -> tuple[str, str] | None:
         """Both texts; one line break may stand before the second name, further lines are cut off."""
@@ -35,7 +39,3 @@ class TextPair(Task):
         if names_again or not all(any(c.isalnum() for c in part) for part in pair):
             return None
         return pair
-
-    def _render(self, example: Instance) -> str:
-        assert example.text_pair is not None, "the corpus of a pair task holds pairs"
-        return f"{self.first_name}: {example.text} {self.second_name}: {example.text_pair}"
