@@ -86,9 +86,12 @@ class _Measured:
     accuracy: Mapping[int, Figures]
 
 
-def summarise(points: Sequence[Point]) -> Summary:
-    """A summary of whole curves, methods in the order in which they appear; leave out runs that are not done."""
-    curves = {name: by_seed(points, name) for name in methods_of(points)}
+def summarise(points: Sequence[Point], methods: Sequence[str] | None = None) -> Summary:
+    """A summary of whole curves: leave out runs that are not done, a short curve narrows the range of all areas.
+
+    `methods` are the rows and their order (default: as they appear in `points`); one without points has no figures.
+    """
+    curves = {name: by_seed(points, name) for name in methods or methods_of(points)}
     start, end = _common_range([curve for seeds in curves.values() for curve in seeds.values()])
     measured = {name: _measure(seeds, start, end) for name, seeds in curves.items()}
     baseline = measured.get(BASELINE, _Measured(num_seeds=0, auc={}, accuracy={share: {} for share in SHARES}))
