@@ -1,0 +1,382 @@
+"""Comparisons: curves, summary, figure and README from run directories, finished or not."""
+
+from __future__ import annotations
+
+import csv
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from genal_ray.comparison.curves import COLUMNS, Point, read_curve, read_curves, write_curves
+from genal_ray.comparison.figure import _styles, draw, save
+from genal_ray.comparison.outputs import write_outputs
+from genal_ray.comparison.readme import Description, installed_versions, readme
+from genal_ray.comparison.runs import read_run, read_runs, run_path
+from genal_ray.comparison.summary import accuracy_at, area, summarise, write_summary
+from genal_ray.config import load_config
+from genal_ray.errors import UserError
+from genal_ray.methods import find_method, method_names
+from genal_ray.store import RunDirectory
+from genal_ray.types import RoundReport
+
+POOL = 50
+
+
+def curve(method: str, seed: int, accuracies: Sequence[float], *, step: int = 10) -> list[Point]:
+    """Points at `step`, 2 * `step`, ... labels of a pool of 50."""
+    return [
+        Point(
+            method=method, seed=seed, round=i, num_labels=step * (i + 1), fraction=step * (i + 1) / POOL,
+            accuracy=accuracy, macro_f1=accuracy / 2, seconds=1.5,
+        )
+        for i, accuracy in enumerate(accuracies)
+    ]  # fmt: skip
+
+
+def make_run(
+    directory: Path, method: str, seed: int, accuracies: Sequence[float], *, total: int = 2 * POOL, seconds: float = 1.0
+) -> RunDirectory:
+    """A run directory of the demo with a round for each accuracy, 10 labels each."""
+    run = RunDirectory(run_path(directory, method, seed))
+    run.create(load_config("demo", [*find_method(method).overrides, f"seed={seed}"]))
+    run.write_record("budget.json", {"initial": 10, "per_round": 10, "total": total, "pool_size": POOL})
+    for i, accuracy in enumerate(accuracies):
+        metrics = {"al/num_labels": 10.0 * (i + 1), "al/accuracy": accuracy, "al/macro_f1": accuracy / 2}
+        run.commit(RoundReport(round=i, metrics={**metrics, "timing/round": seconds}))
+    return run
+
+
+def description(methods: Sequence[str] = ("random", "signal"), seeds: Sequence[int] = (0, 1)) -> Description:
+    return Description(
+        title="customer messages",
+        config="demo",
+        overrides=("budget.per_round=10",),
+        methods=tuple(find_method(name) for name in methods),
+        seeds=tuple(seeds),
+        command=("genal-ray", "compare", "demo", "--set", "task.domain=customer messages"),
+        resume=("genal-ray", "compare", "--resume", "out"),
+        versions={"python": "3.11"},
+    )
+
+
+def fill(directory: Path, order: Sequence[tuple[str, int]]) -> None:
+    """Whole runs of random and signal, in the order given."""
+    for method, seed in order:
+        rounds = 5 if method == "random" else 10
+        accuracies = [0.5 + 0.03 * i + 0.01 * seed + 0.02 * (method == "signal") for i in range(rounds)]
+        make_run(directory, method, seed, accuracies, seconds=random.random())
+
+
+WHOLE = [("random", 0), ("random", 1), ("signal", 0), ("signal", 1)]
+
+
+# curves
+
+
+def test_curve_is_the_committed_rounds(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "signal", 3, [0.5, 0.625], seconds=2.5)
+    run.round(2)  # begun, not committed
+    assert read_curve(run, "signal", 3, POOL) == [
+        Point(method="signal", seed=3, round=0, num_labels=10, fraction=0.2, accuracy=0.5, macro_f1=0.25, seconds=2.5),
+        Point(
+            method="signal", seed=3, round=1, num_labels=20, fraction=0.4, accuracy=0.625, macro_f1=0.3125, seconds=2.5
+        ),
+    ]
+
+
+def test_curves_have_the_documented_columns(tmp_path: Path) -> None:
+    write_curves(tmp_path / "curves.csv", curve("signal", 0, [1 / 3]))
+    assert (tmp_path / "curves.csv").read_text() == (
+        "method,seed,round,num_labels,fraction,accuracy,macro_f1,seconds\n"
+        "signal,0,0,10,0.2,0.3333333333333333,0.16666666666666666,1.5\n"
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(accuracy=st.floats(0, 1), seconds=st.floats(0, 1e9), name=st.text("abcXYZ019._-", min_size=1))
+def test_curves_are_read_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, accuracy: float, seconds: float, name: str
+) -> None:
+    path = tmp_path_factory.mktemp("curves") / "curves.csv"
+    points = [
+        Point(
+            method=name, seed=7, round=2, num_labels=3, fraction=1 / 3,
+            accuracy=accuracy, macro_f1=accuracy, seconds=seconds,
+        )
+    ]  # fmt: skip
+    write_curves(path, points)
+    assert read_curves(path) == points
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("method,seed\nsignal,0\n", "expected the columns method,seed,round"),
+        ("", "expected the columns"),
+        (f"{','.join(COLUMNS)}\nsignal,0,0,ten,0.2,0.5,0.5,1.0\n", "line 2: this is not a row"),
+        (f"{','.join(COLUMNS)}\nsignal,0,0\n", "line 2: this is not a row"),
+    ],
+)
+def test_file_that_is_no_curves_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "curves.csv"
+    path.write_text(text)
+    with pytest.raises(UserError, match=complaint):
+        read_curves(path)
+
+
+# runs
+
+
+def test_run_is_done_when_its_budget_is_spent(tmp_path: Path) -> None:
+    make_run(tmp_path, "signal", 0, [0.5] * 10)
+    make_run(tmp_path, "signal", 1, [0.5] * 9)
+    assert read_run(tmp_path, "signal", 0).done
+    assert not read_run(tmp_path, "signal", 1).done
+
+
+def test_pool_method_is_done_with_the_whole_pool(tmp_path: Path) -> None:
+    make_run(tmp_path, "random", 0, [0.5] * 5)
+    make_run(tmp_path, "random", 1, [0.5] * 4)
+    first, second = read_runs(tmp_path, ["random"], [0, 1])
+    assert (first.total, first.done) == (POOL, True)
+    assert (second.num_labels, second.done) == (40, False)
+
+
+def test_run_that_has_not_begun_has_no_points(tmp_path: Path) -> None:
+    run = read_run(tmp_path, "signal", 0)
+    assert (run.points, run.num_labels, run.done) == ((), 0, False)
+
+
+# summary
+
+
+def test_accuracy_between_rounds_is_on_the_line_and_none_beyond() -> None:
+    points = curve("signal", 0, [0.5, 0.6, 0.8])  # at 0.2, 0.4, 0.6
+    assert accuracy_at(points, 0.4) == 0.6
+    assert accuracy_at(points, 0.5) == pytest.approx(0.7)
+    assert accuracy_at(points, 0.1) is None
+    assert accuracy_at(points, 0.61) is None
+
+
+def test_area_is_the_mean_height_of_the_line() -> None:
+    points = curve("signal", 0, [0.5, 0.7, 0.6])
+    assert area(points, 0.2, 0.6) == pytest.approx((0.6 + 0.65) / 2)
+    assert area(points, 0.3, 0.5) == pytest.approx((0.65 + 0.675) / 2)
+    assert area(points, 0.2, 0.7) is None
+    assert area(points, 0.4, 0.4) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=12), st.floats(0, 1), st.floats(0, 1))
+def test_area_lies_between_the_extremes_of_the_curve(accuracies: list[float], a: float, b: float) -> None:
+    points = curve("m", 0, accuracies)
+    low, high = points[0].fraction, points[-1].fraction
+    start, end = sorted((low + a * (high - low), low + b * (high - low)))
+    found = area(points, start, min(end, high))
+    if end - start > 1e-6:
+        assert found is not None
+        assert min(accuracies) - 1e-6 <= found <= max(accuracies) + 1e-6
+
+
+def test_summary_of_two_methods() -> None:
+    base, ours = [0.50, 0.55, 0.60, 0.62, 0.64], [0.50, 0.56, 0.62, 0.66, 0.70]
+    shifts = (0.0, 0.01, 0.05)
+    points = [
+        point
+        for seed, shift in enumerate(shifts)
+        for point in [
+            *curve("random", seed, [a + shift for a in base]),
+            *curve("signal", seed, [a + 2 * shift for a in ours] + [0.7 + 0.01 * seed] * 5),
+        ]
+    ]
+    summary = summarise(points)
+    baseline, signal = summary.methods
+    assert (baseline.method, signal.method) == ("random", "signal")
+    assert (summary.start, summary.end) == (0.2, 1.0)
+
+    assert baseline.accuracy[200] is None
+    assert baseline.auc_gain is baseline.accuracy_gain is baseline.extra_gain is None
+    at_half = baseline.accuracy[50]
+    assert at_half is not None
+    assert at_half.mean == pytest.approx(0.575 + np.mean(shifts))
+    assert at_half.std == pytest.approx(np.std(shifts, ddof=1))
+    assert at_half.num_seeds == 3
+
+    heights = [np.trapezoid(np.array(base) + s, dx=0.2) / 0.8 for s in shifts]
+    assert baseline.auc is not None
+    assert baseline.auc.mean == pytest.approx(np.mean(heights))
+
+    expected = stats.ttest_rel([0.70 + 2 * s for s in shifts], [0.64 + s for s in shifts]).confidence_interval(0.95)
+    gain = signal.accuracy_gain
+    assert gain is not None
+    assert gain.mean == pytest.approx(0.06 + np.mean(shifts))
+    assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
+
+    extra = signal.extra_gain
+    assert extra is not None
+    assert extra.mean == pytest.approx(np.mean([0.7 + 0.01 * i - 0.64 - s for i, s in enumerate(shifts)]))
+    assert signal.auc_gain is not None
+    assert signal.auc_gain.num_seeds == 3
+
+
+def test_gain_pairs_only_seeds_that_both_have() -> None:
+    points = [
+        *curve("random", 0, [0.5] * 5), *curve("random", 1, [0.6] * 5),
+        *curve("signal", 1, [0.7] * 5), *curve("signal", 2, [0.9] * 5),
+    ]  # fmt: skip
+    gain = summarise(points).methods[1].accuracy_gain
+    assert gain is not None
+    assert gain.mean == pytest.approx(0.1)
+    assert (gain.num_seeds, gain.low, gain.high) == (1, None, None)
+
+
+def test_equal_differences_have_an_interval_without_width() -> None:
+    points = [p for s in (0, 1) for p in [*curve("random", s, [0.5] * 5), *curve("signal", s, [0.75] * 5)]]
+    gain = summarise(points).methods[1].auc_gain
+    assert gain is not None
+    assert gain.low == gain.high == gain.mean == pytest.approx(0.25)
+
+
+def test_areas_end_where_the_shortest_curve_does_and_at_the_whole_pool_at_the_latest() -> None:
+    long, short = curve("signal", 0, [0.5] * 10), curve("entropy", 0, [0.5] * 3)
+    assert summarise(long).end == 1.0
+    assert summarise([*long, *short]).end == 0.6
+    assert summarise([*long, *curve("entropy", 0, [0.5] * 4, step=15)]).start == 0.3
+
+
+def test_without_random_there_are_no_gains() -> None:
+    only = summarise(curve("signal", 0, [0.5] * 5)).methods[0]
+    assert only.auc is not None
+    assert only.auc.std is None
+    assert only.auc_gain is only.accuracy_gain is only.extra_gain is None
+
+
+def test_method_without_points_has_a_row_without_figures(tmp_path: Path) -> None:
+    summary = summarise(curve("random", 0, [0.5] * 5), ["signal", "random"])
+    assert [(m.method, m.num_seeds) for m in summary.methods] == [("signal", 0), ("random", 1)]
+    write_summary(tmp_path / "summary.csv", summary)
+    with (tmp_path / "summary.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert {key for key, value in first.items() if value} == {"method", "num_seeds", "auc_from", "auc_to"}
+    assert float(second["accuracy_100_mean"]) == 0.5
+    assert second["accuracy_100_std"] == second["accuracy_200_mean"] == ""
+
+
+def test_nothing_at_all_has_an_empty_summary() -> None:
+    assert summarise([]).methods == ()
+
+
+# figure
+
+
+def test_figure_has_a_panel_per_data_set_and_one_legend() -> None:
+    points = [p for s in (0, 1) for m in ("random", "signal") for p in curve(m, s, [0.5 + s / 10, 0.6])]
+    figure = draw({"SST-2": points, "a $title_": points, "QNLI": points, "AG News": points})
+    assert [axes.get_title() for axes in figure.axes] == ["SST-2", "a $title_", "QNLI", "AG News"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["random", "signal"]
+    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
+    np.testing.assert_allclose(lines["signal"].get_xydata(), [[20, 55], [40, 60]])
+    band = figure.axes[0].collections[1].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(55 + 10 / math.sqrt(2))
+
+
+def test_unfinished_seeds_leave_the_mean_of_those_that_got_further() -> None:
+    figure = draw({"x": [*curve("signal", 0, [0.5, 0.7]), *curve("signal", 1, [0.6])]})
+    line = next(line for line in figure.axes[0].get_lines() if line.get_label() == "signal")
+    np.testing.assert_allclose(line.get_xydata(), [[20, 55], [40, 70]])
+
+
+def test_every_method_has_its_own_style() -> None:
+    styles = _styles([*method_names(), *(f"own-{i}" for i in range(100))])
+    seen = {(s["color"], s["linestyle"], s["marker"]) for s in styles.values()}
+    assert len(seen) == len(styles)
+
+
+@pytest.mark.parametrize("points", [[], curve("signal", 0, [0.5, 0.6])])
+def test_figure_files_are_the_same_for_the_same_points(tmp_path: Path, points: list[Point]) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save(draw({"title": points}), tmp_path / folder)
+    for name in ("figure.png", "figure.svg"):
+        first = (tmp_path / "a" / name).read_bytes()
+        assert len(first) > 1000
+        assert first == (tmp_path / "b" / name).read_bytes()
+
+
+# README
+
+
+def test_readme_says_which_runs_are_not_done_and_how_to_go_on(tmp_path: Path) -> None:
+    make_run(tmp_path, "random", 0, [0.5] * 5)
+    make_run(tmp_path, "random", 1, [0.5] * 2)
+    make_run(tmp_path, "signal", 0, [0.5] * 3)
+    runs = read_runs(tmp_path, ["random", "signal"], [0, 1])
+    text = readme(description(), runs, summarise([]), {("signal", 0): "the | driver died\ntraceback"})
+    assert "1 of 4 runs are done" in text
+    assert "| random | 1 | 20 of 50 | interrupted, or still running |" in text
+    assert "| signal | 0 | 30 of 100 | failed: the \\| driver died |" in text
+    assert "| signal | 1 | 0 of ? | not begun |" in text
+    assert "    genal-ray compare --resume out\n" in text
+
+
+def test_readme_repeats_the_command_as_a_shell_takes_it(tmp_path: Path) -> None:
+    fill(tmp_path, WHOLE)
+    text = readme(description(), read_runs(tmp_path, ["random", "signal"], [0, 1]), summarise([]))
+    assert "All 4 runs are done." in text
+    assert "    genal-ray compare demo --set 'task.domain=customer messages'\n" in text
+    assert "- with `budget.per_round=10`" in text
+    assert "--resume" not in text
+
+
+def test_readme_tables_have_as_many_cells_as_headings(tmp_path: Path) -> None:
+    fill(tmp_path, WHOLE)
+    write_outputs(tmp_path, description())
+    blocks = (tmp_path / "README.md").read_text().split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert len(tables) == 3
+    for table in tables:
+        assert len({line.count(" | ") for line in table}) == 1
+
+
+def test_versions_name_python_and_the_numeric_libraries() -> None:
+    assert {"python", "torch", "ray"} <= set(installed_versions())
+
+
+# the directory as a whole
+
+
+def test_outputs_do_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
+    for name, order in (("a", WHOLE), ("b", WHOLE[::-1])):
+        fill(tmp_path / name, order)
+        write_outputs(tmp_path / name, description())
+    for name in ("summary.csv", "figure.png", "figure.svg", "README.md"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    rows = [
+        [tuple(getattr(p, column) for column in COLUMNS if column != "seconds") for p in points]
+        for points in (read_curves(tmp_path / folder / "curves.csv") for folder in ("a", "b"))
+    ]
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 2 * 5 + 2 * 10
+
+
+def test_outputs_of_a_begun_comparison_show_all_rounds_and_count_finished_runs(tmp_path: Path) -> None:
+    fill(tmp_path, WHOLE[:3])
+    make_run(tmp_path, "signal", 1, [0.5, 0.55])
+    summary = write_outputs(tmp_path, description())
+    assert [method.num_seeds for method in summary.methods] == [2, 1]
+    assert summary.end == 1.0
+    assert len(read_curves(tmp_path / "curves.csv")) == 2 * 5 + 10 + 2
+
+
+def test_outputs_of_a_comparison_that_has_not_begun(tmp_path: Path) -> None:
+    write_outputs(tmp_path, description())
+    assert read_curves(tmp_path / "curves.csv") == []
+    assert "0 of 4 runs are done" in (tmp_path / "README.md").read_text()
