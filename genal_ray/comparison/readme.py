@@ -95,7 +95,8 @@ def _summary(summary: Summary) -> str:
         f"labeled; AUC is the mean accuracy from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
         "range that all methods share (area under the learning curve by the trapezoid rule, divided by the range). "
         "Differences are in percentage points, paired by seed, with the 95% confidence interval of the paired t test. "
-        "Between two rounds the curve is a line; – is where it does not reach, or where there are too few seeds."
+        "Between two rounds the curve is a straight line; – is where it does not reach. Deviations and "
+        "intervals need two seeds."
     )
 
 
