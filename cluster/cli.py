@@ -1,4 +1,5 @@
-"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `plan`, `presets`, `doctor`, `train-annotator`.
+"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `report`, `plan`, `presets`, `doctor` and
+`train-annotator`.
 
 Exit codes: 0 done (or stopped on request), 2 wrong usage or input, 1 failed, 130 interrupted before the run began.
 Ray and torch are imported by the commands that need them, so that help and input errors are immediate.
@@ -127,6 +128,19 @@ def stop(
     from cluster.control import ask_to_stop
 
     typer.echo(ask_to_stop(RunDirectory(directory), now=now))
+
+
+@app.command(epilog="Example: genal-ray report runs/first")
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="run or comparison directory, finished or not")],
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="where to write the page (default: DIR/report.html)")
+    ] = None,
+) -> None:
+    """One HTML page: curves, labels, and what was generated; it needs no network and runs no script."""
+    from genal_ray.report import write_report
+
+    typer.echo(write_report(directory, output))
 
 
 @app.command(epilog="Example: genal-ray plan sst2 --set generator.num_replicas=2")

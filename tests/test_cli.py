@@ -12,7 +12,7 @@ import pytest
 from cluster.cli import main
 from genal_ray.config import presets
 
-COMMANDS = ("run", "resume", "status", "stop", "plan", "doctor", "presets", "train-annotator")
+COMMANDS = ("run", "resume", "status", "stop", "report", "plan", "doctor", "presets", "train-annotator")
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> None:

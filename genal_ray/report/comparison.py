@@ -1,0 +1,124 @@
+"""What the page of a comparison shows: its figure, its summary, and every run at a glance."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from genal_ray.report.html import number
+from genal_ray.report.outline import Outline, read_outline
+from genal_ray.store import RunDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRun:
+    """One run of a comparison."""
+
+    method: str
+    seed: str
+    outline: Outline
+    link: str | None
+    """Its own report relative to this page, where there is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonPage:
+    name: str
+    figure: str | None
+    """The figure as a data URL: drawn as an image, it can neither run nor load anything."""
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    """summary.csv with each mean and its spread in one cell."""
+    runs: tuple[ComparedRun, ...]
+
+    @property
+    def methods(self) -> dict[str, list[ComparedRun]]:
+        grouped: dict[str, list[ComparedRun]] = {}
+        for run in self.runs:
+            grouped.setdefault(run.method, []).append(run)
+        return grouped
+
+
+def is_comparison(directory: Path) -> bool:
+    return (directory.expanduser() / "comparison.json").is_file()
+
+
+def read_comparison(directory: Path, *, link_from: Path) -> ComparisonPage:
+    """The page of a comparison directory, finished or not; links are relative to the folder `link_from`."""
+    directory = directory.expanduser().absolute()
+    figure = directory / "figure.svg"
+    table = _read_rows(directory / "summary.csv")
+    columns, rows = _merged(table)
+    return ComparisonPage(
+        name=directory.name,
+        figure=_data_url(figure) if figure.is_file() else None,
+        columns=columns,
+        rows=rows,
+        runs=tuple(_read_runs(directory, [row["method"] for row in table], link_from)),
+    )
+
+
+def _read_runs(directory: Path, methods: Sequence[str], link_from: Path) -> list[ComparedRun]:
+    """Methods in the order of the summary, then the others; seeds by number."""
+    known = {method: n for n, method in enumerate(methods)}
+    found = [file.parent for file in (directory / "runs").glob("*/seed-*/config.yaml")]
+    found.sort(key=lambda run: (known.get(run.parent.name, len(known)), run.parent.name, len(run.name), run.name))
+    return [
+        ComparedRun(
+            method=run.parent.name,
+            seed=run.name.removeprefix("seed-"),
+            outline=read_outline(RunDirectory(run)),
+            link=_link(run / "report.html", link_from),
+        )
+        for run in found
+    ]
+
+
+def _link(report: Path, link_from: Path) -> str | None:
+    return quote(Path(os.path.relpath(report, link_from)).as_posix()) if report.is_file() else None
+
+
+def _data_url(svg: Path) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _merged(table: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Headings and cells: `x_mean` with `x_std`, or with `x_low` and `x_high`, becomes one column `x`."""
+    columns = list(table[0]) if table else []
+    means = {c: c.removesuffix("_mean") for c in columns if c.endswith("_mean")}
+    spreads = {f"{name}_{part}" for name in means.values() for part in ("std", "low", "high")}
+    shown = [c for c in columns if c not in spreads]
+    headings = tuple(means.get(c, c).replace("_", " ") for c in shown)
+    return headings, tuple(tuple(_cell(row, c, means.get(c)) for c in shown) for row in table)
+
+
+def _cell(row: Mapping[str, str], column: str, mean_of: str | None) -> str:
+    if column == "method":
+        return row[column]
+    value = _rounded(row[column])
+    if mean_of is None or not row[column]:
+        return value
+    std, low, high = (row.get(f"{mean_of}_{part}") for part in ("std", "low", "high"))
+    if low and high:
+        return f"{value} [{_rounded(low)}, {_rounded(high)}]"
+    return f"{value} ± {_rounded(std)}" if std else value
+
+
+def _rounded(value: str) -> str:
+    """A cell as it is, its number with four digits."""
+    try:
+        return number(float(value)) if value else "–"
+    except ValueError:
+        return value

@@ -1,0 +1,151 @@
+"""What the generator wrote in a round, and what became of it: the rows of the report's tables."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from genal_ray.config import RewardConfig
+from genal_ray.report.labels import Label
+from genal_ray.rewards import shape_rewards
+from genal_ray.types import Fate
+
+MAX_KEPT = 25
+"""Kept texts that are shown of a round, best scores first."""
+
+MAX_OF_OTHER_FATE = 3
+"""Completions that are shown of each other fate, in a round."""
+
+MAX_CHARACTERS = 300
+"""Longest text that is shown whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """A labeled instance near a generated one."""
+
+    text: str
+    label: str
+    distance: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generated:
+    """A completion and what became of it."""
+
+    text: str
+    fate: str
+    score: float | None
+    """Acquisition score under the student of the round before."""
+    reward: float | None
+    """After shaping, as PPO saw it; None before the round was scored."""
+    label: Label | None
+    """Set when it was chosen for labeling, in this round or a later one."""
+    neighbours: tuple[Neighbour, ...]
+    """Nearest first; empty when the run did not keep them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedRound:
+    round: int
+    fates: Mapping[str, int]
+    """Completions per fate; only fates that occurred."""
+    num_labeled: int
+    rows: tuple[Generated, ...]
+    """A part of the completions: see MAX_KEPT and MAX_OF_OTHER_FATE."""
+
+    @property
+    def num_completions(self) -> int:
+        return sum(self.fates.values())
+
+
+def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Label]) -> GeneratedRound:
+    """The completions of a round's folder, in which the stage `generate` is complete.
+
+    `labels` are all that the run bought, by instance id.
+    """
+    completions = pq.read_table(folder / "generate.parquet", columns=["text", "fate", "instance"]).to_pylist()
+    scores = _Scores.read(folder)
+    ids = [None if row["instance"] is None else row["instance"]["id"] for row in completions]
+    raw = np.array([np.nan if id is None else scores.values.get(id, np.nan) for id in ids], dtype=np.float64)
+    rewards = shape_rewards(raw, reward) if scores.values else np.full(len(raw), np.nan)
+    shown = _shown([row["fate"] for row in completions], raw)
+    return GeneratedRound(
+        round=int(folder.name),
+        fates=dict(Counter(row["fate"] for row in completions)),
+        num_labeled=sum(id in labels for id in ids),
+        rows=tuple(
+            Generated(
+                text=_text(completions[n]),
+                fate=completions[n]["fate"],
+                score=_finite(raw[n]),
+                reward=_finite(rewards[n]),
+                label=labels.get(ids[n] or ""),
+                neighbours=scores.neighbours_of(ids[n], labels),
+            )
+            for n in shown
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scores:
+    """A round's scores by instance id, and its nearest labeled instances where they were kept."""
+
+    values: Mapping[str, float]
+    neighbours: Mapping[str, tuple[list[str], list[float]]]
+    """Ids and distances, nearest first."""
+
+    @classmethod
+    def read(cls, folder: Path) -> _Scores:
+        if not (folder / "score.json").is_file():
+            return cls(values={}, neighbours={})
+        table = pq.read_table(folder / "score.parquet").to_pydict()
+        near: Any = ()
+        if "neighbour_id" in table:
+            near = zip(table["id"], table["neighbour_id"], table["neighbour_distance"], strict=True)
+        return cls(
+            values=dict(zip(table["id"], table["score"], strict=True)),
+            neighbours={id: (list(ids or ()), list(distances or ())) for id, ids, distances in near},
+        )
+
+    def neighbours_of(self, id: str | None, labels: Mapping[str, Label]) -> tuple[Neighbour, ...]:
+        ids, distances = self.neighbours.get(id or "", ([], []))
+        return tuple(
+            Neighbour(text=_cut(_joined(label.text, label.text_pair)), label=label.label, distance=distance)
+            for near, distance in zip(ids, distances, strict=True)
+            if (label := labels.get(near)) is not None
+        )
+
+
+def _shown(fates: list[str], raw: np.ndarray) -> list[int]:
+    """Row numbers: kept ones with the best scores, then the first few of each other fate."""
+    kept = [n for n, fate in enumerate(fates) if fate == Fate.KEPT]
+    rows = sorted(kept, key=lambda n: -raw[n] if np.isfinite(raw[n]) else np.inf)[:MAX_KEPT]
+    for fate in (fate for fate in Fate if fate != Fate.KEPT):
+        rows += [n for n, found in enumerate(fates) if found == fate][:MAX_OF_OTHER_FATE]
+    return rows
+
+
+def _text(row: dict[str, Any]) -> str:
+    """The instance that was made of a completion, or the completion as it came."""
+    instance = row["instance"]
+    return _cut(row["text"] if instance is None else _joined(instance["text"], instance["text_pair"]))
+
+
+def _joined(text: str, text_pair: str | None) -> str:
+    return text if text_pair is None else f"{text}\n{text_pair}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text)} characters)"
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,157 @@
+"""What is known of a run at a glance: how it stands, its facts, and a row per committed round.
+
+config.yaml is read as plain values and not as a RunConfig: the page of a run that an earlier version made, or that
+names plug-ins which are not installed here, is still wanted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from genal_ray.config import RewardConfig
+from genal_ray.errors import UserError
+from genal_ray.store import RunDirectory
+
+Metrics = Mapping[str, float | None]
+"""Of one round; None where the value was not finite."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRow:
+    """A committed round."""
+
+    round: int
+    metrics: Metrics
+
+    def __getitem__(self, name: str) -> float | None:
+        """A metric; None when the round has no such."""
+        return self.metrics.get(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outline:
+    """A run at a glance."""
+
+    name: str
+    generates: bool
+    """Whether a generator is configured."""
+    reward: RewardConfig
+    state: str
+    reason: str | None
+    """Why it ended or, for a run that did not, how its last attempt failed; None where neither is known."""
+    facts: tuple[tuple[str, str], ...]
+    rounds: tuple[RoundRow, ...]
+    """Committed ones, oldest first."""
+
+    @property
+    def num_labels(self) -> int:
+        return int(self.last["al/num_labels"] or 0)
+
+    @property
+    def last(self) -> RoundRow:
+        """The newest round; one without metrics when none is committed."""
+        return self.rounds[-1] if self.rounds else RoundRow(round=0, metrics={})
+
+    @property
+    def seconds(self) -> float:
+        """Of all committed rounds."""
+        return sum(row["timing/round"] or 0.0 for row in self.rounds)
+
+
+def read_outline(store: RunDirectory) -> Outline:
+    """The outline of a run directory. Raises UserError when its config.yaml is not that of a run."""
+    config = _config(store)
+    rounds = tuple(RoundRow(round=report.round, metrics=report.metrics) for report in store.reports())
+    budget = _record(store, "budget.json")
+    num_labels = int(rounds[-1]["al/num_labels"] or 0) if rounds else 0
+    state, reason = _standing(store, num_labels, budget)
+    try:
+        return Outline(
+            name=str(config["name"]),
+            generates=config["generator"] is not None,
+            reward=RewardConfig(**config["reward"]),
+            state=state,
+            reason=reason,
+            facts=tuple(_facts(store, config, budget)),
+            rounds=rounds,
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise UserError(
+            f"{store.config_file} is not the configuration of a run that this version can read: {error!r}; "
+            "use the version of genal-ray that made the run"
+        ) from error
+
+
+def _config(store: RunDirectory) -> dict[str, Any]:
+    try:
+        return dict(yaml.safe_load(store.config_file.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise UserError(f"{store.config_file} is not the configuration of a run: {error}") from error
+
+
+def _standing(store: RunDirectory, num_labels: int, budget: Mapping[str, Any]) -> tuple[str, str | None]:
+    """How the run stands, and why."""
+    if store.driver_file.exists():
+        return "in progress", None
+    reason = _record(store, "outcome.json").get("reason")
+    if reason is not None or (budget and num_labels >= budget["total"]):
+        return "done", None if reason is None else str(reason)
+    return "not finished", _last_failure(store.path / "error.log")
+
+
+def _last_failure(log: Path) -> str | None:
+    """The last line of a traceback."""
+    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
+    return f"last failure: {lines[-1]}" if lines else None
+
+
+def _facts(store: RunDirectory, config: Mapping[str, Any], budget: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) in the order in which they are shown."""
+    generator, learner = config["generator"], config["learner"]["name"]
+    facts = [
+        ("Task", f"{config['task']['domain']} ({config['task']['kind']})"),
+        ("Data", config["data"]["source"] or config["data"]["train"]),
+        ("Budget", _budget(budget)),
+        ("Acquisition", config["acquisition"]["name"]),
+    ]
+    if generator is None:
+        facts.append(("Generator", "none: a pool method"))
+    else:
+        facts += [
+            ("Strategy", config["strategy"]["name"]),
+            ("Generator", generator["model"]),
+            ("Learner", "none: the generator stays as it was" if learner == "none" else learner),
+        ]
+    facts.append(("Student", config["student"]["model"]))
+    for origin, found in _record(store, "annotators.json").items():
+        facts.append((f"Annotator of {origin} instances", _annotator(found)))
+    first_line = store.config_file.read_text(encoding="utf-8").partition("\n")[0]
+    facts += [("Seed", str(config["seed"])), ("Configuration", first_line.lstrip("# "))]
+    return facts
+
+
+def _budget(budget: Mapping[str, Any]) -> str:
+    if not budget:
+        return "not recorded"
+    return f"{budget['total']} labels: {budget['initial']} at first, {budget['per_round']} a round"
+
+
+def _annotator(found: Mapping[str, Any]) -> str:
+    known = "not known" if found["accuracy"] is None else f"{100 * found['accuracy']:.1f} %"
+    return f"{found['name']}, agreement with the true labels: {known}"
+
+
+def _record(store: RunDirectory, name: str) -> dict[str, Any]:
+    """A small JSON file of the run directory; empty when it is not there."""
+    try:
+        record: dict[str, Any] = json.loads((store.path / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return record

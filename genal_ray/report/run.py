@@ -1,0 +1,144 @@
+"""What the page of one run shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from genal_ray.report import charts
+from genal_ray.report.generated import GeneratedRound, read_generated
+from genal_ray.report.labels import ClassCount, count_classes, read_labels
+from genal_ray.report.outline import Outline, RoundRow, read_outline
+from genal_ray.store import RunDirectory
+from genal_ray.types import Fate
+
+MAX_ROUNDS_WITH_TEXTS = 25
+"""Newest rounds whose texts are shown; of older ones the counts remain in the charts."""
+
+_STAGES = ("generate", "score", "annotate", "student", "learn", "hand_over", "overhead")
+"""`timing/*` in the order of a round."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    title: str
+    note: str
+    svg: Markup | None
+    """None when nothing of it was measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPage:
+    outline: Outline
+    charts: tuple[Chart, ...]
+    classes: tuple[ClassCount, ...]
+    """Labels bought; those of the round in progress included."""
+    generated: tuple[GeneratedRound, ...]
+    """Newest round first, those of the round in progress included."""
+    num_older: int
+    """Rounds with completions that are not in `generated`."""
+    config_yaml: str
+
+
+def read_run(store: RunDirectory) -> RunPage:
+    """The page of a run directory, whatever stage the run is in. Raises UserError for a broken configuration."""
+    outline = read_outline(store)
+    labels = read_labels(store.ledger_file)
+    folders = sorted((p.parent for p in (store.path / "rounds").glob("[0-9]*/generate.json")), reverse=True)
+    by_id = {label.id: label for label in labels}
+    return RunPage(
+        outline=outline,
+        charts=tuple(draw_charts(outline.rounds)) if outline.rounds else (),
+        classes=tuple(count_classes(labels)),
+        generated=tuple(
+            read_generated(folder, outline.reward, by_id) for folder in folders[:MAX_ROUNDS_WITH_TEXTS]
+        ),
+        num_older=max(0, len(folders) - MAX_ROUNDS_WITH_TEXTS),
+        config_yaml=store.config_file.read_text(encoding="utf-8"),
+    )
+
+
+def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
+    """The charts of at least one committed round."""
+    later = rounds[1:]
+    numbers, after_first = [row.round for row in rounds], [row.round for row in later]
+    return [
+        Chart(
+            title="Learning curve",
+            note="On the evaluation split, after each round.",
+            svg=charts.lines(
+                "learning",
+                [row["al/num_labels"] or 0 for row in rounds],
+                [("share", {"accuracy": of(rounds, "al/accuracy"), "macro-F1": of(rounds, "al/macro_f1")})],
+                "labels bought",
+            ),
+        ),
+        Chart(
+            title="Reward",
+            note="Mean acquisition score of the kept completions, and the mean over all completions after clipping, "
+            "standardising and the floor for those that were not kept.",
+            svg=charts.lines(
+                "reward",
+                after_first,
+                [
+                    ("score", {"before shaping": of(later, "rl/reward_mean")}),
+                    ("reward", {"shaped": of(later, "rl/shaped_reward_mean")}),
+                ],
+            ),
+        ),
+        Chart(
+            title="Distance from the pretrained policy",
+            note="KL in nats per sequence before the update, and the coefficient of its penalty.",
+            svg=charts.lines(
+                "kl",
+                after_first,
+                [
+                    ("nats", {"KL": of(later, "rl/kl")}),
+                    ("coefficient", {"coefficient": of(later, "rl/kl_coefficient")}),
+                ],
+            ),
+        ),
+        Chart(
+            title="Completions that were not kept",
+            note="Percent of the round's completions, by what was wrong with them.",
+            svg=charts.stacked("fates", after_first, _rejected(later), "percent"),
+        ),
+        Chart(
+            title="Synthetic among the selected",
+            note="Percent of the labels bought in a round that went to generated instances.",
+            svg=charts.lines(
+                "synthetic", after_first, [("percent", {"synthetic": _percent(of(later, "al/synthetic_share"))})]
+            ),
+        ),
+        Chart(
+            title="Where the time went",
+            note="Seconds per stage. Student and learner work side by side, so a round can be shorter than its bar.",
+            svg=charts.stacked("timing", numbers, _seconds(rounds), "seconds"),
+        ),
+    ]
+
+
+def of(rounds: Sequence[RoundRow], metric: str) -> list[float | None]:
+    return [row[metric] for row in rounds]
+
+
+def _seconds(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
+    return {stage.replace("_", " "): of(rounds, f"timing/{stage}") for stage in _STAGES}
+
+
+def _rejected(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
+    fates = [fate for fate in Fate if fate != Fate.KEPT]
+    shares = {str(fate): [_share(row, f"gen/num_{fate}") for row in rounds] for fate in fates}
+    return {fate: values for fate, values in shares.items() if any(values)} or dict(list(shares.items())[:1])
+
+
+def _share(row: RoundRow, metric: str) -> float | None:
+    """Percent of the round's completions."""
+    count, completions = row[metric], row["gen/num_completions"]
+    return None if count is None or not completions else 100 * count / completions
+
+
+def _percent(values: Sequence[float | None]) -> list[float | None]:
+    return [None if value is None else 100 * value for value in values]
