@@ -40,21 +40,22 @@ class Driver:
         self._config = parse_config(yaml.safe_load(config_yaml), "config.yaml")
         self._store = RunDirectory(Path(directory))
         self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
-        self._work: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[str] | None = None
 
     async def run(self) -> None:
         """Run to the end of the budget, or until stopped. Raises what made it fail."""
         self._work = asyncio.ensure_future(self._run())
         try:
-            await self._work
+            reason = await self._work
         except (loop.Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except Exception as error:
             (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-            self._watch.ended(State.FAILED, str(error))
+            self._watch.ended(State.FAILED, error=str(error))
             raise
         else:
-            self._watch.ended(State.DONE)
+            self._store.record_outcome(reason)
+            self._watch.ended(State.DONE, reason=reason)
 
     async def status(self) -> RunStatus:
         return self._watch.status()
@@ -65,14 +66,14 @@ class Driver:
         if now and self._work is not None:
             self._work.cancel()
 
-    async def _run(self) -> None:
+    async def _run(self) -> str:
         self._store.rewrite_metrics()
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
         ledger = Ledger(self._store.ledger_file, corpus.label_names).open()
         async with self._parts(corpus, ledger) as parts:
             self._watch.began(budget, self._store.reports())
-            await loop.run(
+            return await loop.run(
                 loop.Run(
                     config=self._config,
                     corpus=corpus,

@@ -1,8 +1,9 @@
 """The pool of scorers: hands out pieces to whoever is free, and replaces scorers that die or hang.
 
-    labeled --cut--> encode on the scorers --> features in the object store, once per student and labeled set
+    labeled --cut--> featurize on the scorers --> features in the object store, once per student and labeled set
                                                         |
     candidates --cut--> pieces in the object store --> score on the scorers --> scores in the candidates' order
+                                  or featurize on the scorers --> pick on one of them, for a batch-mode function
 """
 
 from __future__ import annotations
@@ -14,23 +15,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.scorer_worker import Scorer
-from genal_ray.acquisition import Features
+from actors.scorer_worker import LabeledSet, Pick, Scorer
+from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
-from genal_ray.scoring import Piece, PieceScores, cut
+from genal_ray.scoring import Piece, PieceScores, PieceTimes, cut
 from genal_ray.seeds import derive_seed
-from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit
+from genal_ray.types import FloatArray, Instance, LabeledInstance, Neighbourhood, Scores, StudentFit
 
 MAX_ATTEMPTS = 3
 """Scorers that one piece may lose before scoring is given up."""
-
-Rows = npt.NDArray[np.int64]
 
 Call = Callable[[Any, Any], Any]
 """(scorer handle, reference of a piece) -> reference of its result."""
@@ -38,12 +36,29 @@ Call = Callable[[Any, Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class _Labeled:
-    """Features of a labeled set under a student, in the object store."""
+    """Features of a labeled set in the object store."""
 
-    student: tuple[int, str]
+    source: tuple[int, str] | None
+    """Version and folder of the student; None for the pretrained model."""
     ids: tuple[str, ...]
-    key: int
-    features: Any
+    set: LabeledSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """What is to be scored by what, cut into pieces."""
+
+    candidates: Sequence[Instance]
+    student: StudentFit | None
+    rows: Sequence[Rows]
+    progress: Progress | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scored:
+    values: FloatArray
+    times: Sequence[PieceTimes]
+    neighbours: Neighbourhood | None
 
 
 class ScorerPool:
@@ -80,53 +95,121 @@ class ScorerPool:
         self,
         candidates: Sequence[Instance],
         labeled: Sequence[LabeledInstance],
-        student: StudentFit,
+        student: StudentFit | None,
+        acquisition: Acquisition,
+        *,
+        budget: int,
         progress: Progress | None = None,
     ) -> Scores:
         """Scores in the order of `candidates`, the same for any number of scorers.
 
-        Raises RunError when a piece keeps losing its scorer, when the student cannot be loaded, and when scores are
-        not finite.
+        A batch-mode function's picks score budget, budget - 1, ..., 1 and all else 0. Raises RunError when a piece
+        keeps losing its scorer, when the student cannot be loaded, and when scores are not finite.
         """
         assert self._actors, "start() comes first"
-        started, self._num_retries = time.perf_counter(), 0
-        known = await self._labeled_features(labeled, student) if self._config.acquisition.needs_neighbours else None
-        key, features = (known.key, known.features) if known else (None, None)
-        rows = cut([c.student_input for c in candidates], self._config.scorer.piece_size)
-        results: list[PieceScores] = await self._spread(
-            _Work([self._piece([candidates[i] for i in part], student) for part in rows], rows, progress),
-            lambda actor, piece: actor.score.remote(piece, student, key, features),
+        stage = _Stage(
+            candidates=candidates,
+            student=student,
+            rows=cut([c.student_input for c in candidates], self._config.scorer.piece_size),
+            progress=progress,
         )
-        values = np.empty(len(candidates), dtype=np.float32)
-        for part, result in zip(rows, results, strict=True):
-            values[part] = result.values
+        started, self._num_retries = time.perf_counter(), 0
+        known = await self._labeled_features(labeled, student, acquisition) if acquisition.needs.labeled else None
+        if isinstance(acquisition, Batchwise):
+            scored = await self._pick(stage, acquisition, known, budget)
+        else:
+            assert isinstance(acquisition, Pointwise)
+            scored = await self._score_pieces(stage, acquisition, known)
         ids = tuple(c.id for c in candidates)
-        _refuse_non_finite("scores of the candidates", values[:, None], ids, student)
-        metrics = _metrics(values, results, time.perf_counter() - started, self._num_retries)
-        return Scores(ids=ids, values=values, student_version=student.version, metrics=metrics)
+        _refuse_non_finite("scores of the candidates", scored.values[:, None], ids, student)
+        return Scores(
+            ids=ids,
+            values=scored.values,
+            student_version=_version(student),
+            metrics=_metrics(scored, len(stage.rows), time.perf_counter() - started, self._num_retries),
+            neighbours=scored.neighbours,
+        )
 
-    def _piece(self, candidates: Sequence[Instance], student: StudentFit) -> Piece:
-        seeds = [derive_seed(self._config.seed, "score", student.version, c.id) for c in candidates]
-        return Piece(texts=tuple(c.student_input for c in candidates), seeds=np.array(seeds, dtype=np.uint64))
+    async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> _Scored:
+        labeled = None if known is None else known.set
+        results: list[PieceScores] = await self._spread(
+            _Work(self._pieces(stage), stage.rows, stage.progress),
+            lambda actor, piece: actor.score.remote(piece, stage.student, acquisition, labeled),
+        )
+        values = np.empty(len(stage.candidates), dtype=np.float32)
+        for part, result in zip(stage.rows, results, strict=True):
+            values[part] = result.values
+        return _Scored(
+            values=values,
+            times=[result.times for result in results],
+            neighbours=None if known is None else _neighbourhood(stage.rows, results, known),
+        )
 
-    async def _labeled_features(self, labeled: Sequence[LabeledInstance], student: StudentFit) -> _Labeled:
-        """The labeled set as the student sees it, computed when the student or the set is a new one."""
+    async def _pick(
+        self, stage: _Stage, acquisition: Batchwise, known: _Labeled | None, budget: int
+    ) -> _Scored:
+        """Features stay in the object store; one scorer gathers them and chooses."""
+        values = np.zeros(len(stage.candidates), dtype=np.float32)
+        if not len(values):
+            return _Scored(values=values, times=[], neighbours=None)
+        features = await self._featurize(self._pieces(stage), stage.student, acquisition.needs, stage.progress)
+        job = Pick(
+            acquisition=acquisition,
+            parts=[reference for _, reference in features],
+            order=np.argsort(np.concatenate(stage.rows)),
+            synthetic=np.array([c.origin == "synthetic" for c in stage.candidates]),
+            labeled=None if known is None else known.set.features,
+            budget=budget,
+            seed=derive_seed(self._config.seed, "pick", _version(stage.student)),
+        )
+        ((picked, seconds),) = await self._spread(
+            _Work([job], [np.arange(len(values))]), lambda actor, piece: actor.pick.remote(piece)
+        )
+        values[picked] = np.arange(budget, budget - len(picked), -1)
+        times = [*(t for t, _ in features), PieceTimes(student_s=0.0, acquisition_s=seconds)]
+        return _Scored(values=values, times=times, neighbours=None)
+
+    async def _featurize(
+        self, pieces: Sequence[Piece], student: StudentFit | None, needs: Needs, progress: Progress | None = None
+    ) -> list[tuple[PieceTimes, Any]]:
+        """Of each piece the times, and the reference of its features."""
+
+        async def call(actor: Any, piece: Any) -> tuple[PieceTimes, Any]:
+            times, features = actor.featurize.options(num_returns=2).remote(piece, student, needs)
+            return await times, features
+
+        rows = [np.arange(len(piece.texts)) for piece in pieces]
+        return await self._spread(_Work(pieces, rows, progress), call)
+
+    def _pieces(self, stage: _Stage) -> list[Piece]:
+        return [self._piece([stage.candidates[i] for i in part], stage.student) for part in stage.rows]
+
+    def _piece(self, instances: Sequence[Instance], student: StudentFit | None) -> Piece:
+        seeds = [derive_seed(self._config.seed, "score", _version(student), i.id) for i in instances]
+        return Piece(texts=tuple(i.student_input for i in instances), seeds=np.array(seeds, dtype=np.uint64))
+
+    async def _labeled_features(
+        self, labeled: Sequence[LabeledInstance], student: StudentFit | None, acquisition: Acquisition
+    ) -> _Labeled:
+        """The labeled set as the model sees it, computed when the model or the set is a new one."""
         if not labeled:
-            raise RunError(f"acquisition {self._config.acquisition.name!r} needs labeled instances: there are none")
-        version, ids = (student.version, student.path), tuple(item.instance.id for item in labeled)
-        if self._labeled is None or (self._labeled.student, self._labeled.ids) != (version, ids):
-            texts = [item.instance.student_input for item in labeled]
-            rows = cut(texts, self._config.scorer.piece_size)
-            parts: list[Features] = await self._spread(
-                _Work([tuple(texts[i] for i in part) for part in rows], rows),
-                lambda actor, piece: actor.encode.remote(piece, student),
-            )
-            features = _joined(parts, np.argsort(np.concatenate(rows)))
+            raise RunError(f"acquisition {acquisition.name!r} needs labeled instances: there are none")
+        needs = acquisition.needs
+        source = None if needs.pretrained or student is None else (student.version, student.path)
+        ids = tuple(item.instance.id for item in labeled)
+        if self._labeled is None or (self._labeled.source, self._labeled.ids) != (source, ids):
+            instances = [item.instance for item in labeled]
+            rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
+            pieces = [self._piece([instances[i] for i in part], student) for part in rows]
+            plain = Needs(pretrained=needs.pretrained)
+            parts = [await reference for _, reference in await self._featurize(pieces, student, plain)]
+            features = Features.concatenate(parts).take(np.argsort(np.concatenate(rows)))
             _refuse_non_finite("predictions for labeled instances", features.probs, ids, student)
             _refuse_non_finite("encodings of labeled instances", features.encodings, ids, student)
-            key = self._labeled.key + 1 if self._labeled else 0
+            key = self._labeled.set.key + 1 if self._labeled else 0
             # Put by this process, so that no lost node takes it along.
-            self._labeled = _Labeled(student=version, ids=ids, key=key, features=ray.put(features))
+            found = LabeledSet(key=key, features=ray.put(features))
+            self._labeled = _Labeled(source=source, ids=ids, set=found)
         return self._labeled
 
     async def _spread(self, work: _Work, call: Call) -> list[Any]:
@@ -214,36 +297,48 @@ class _Work:
         self.queue.task_done()
 
 
-def _joined(parts: Sequence[Features], order: np.ndarray) -> Features:
-    return Features(
-        probs=np.concatenate([part.probs for part in parts])[order],
-        encodings=np.concatenate([part.encodings for part in parts])[order],
+def _version(student: StudentFit | None) -> int:
+    return -1 if student is None else student.version
+
+
+def _neighbourhood(rows: Sequence[Rows], results: Sequence[PieceScores], known: _Labeled) -> Neighbourhood | None:
+    """The first few neighbours of all candidates, in their order; None when nothing was looked up."""
+    found = [result.nearest for result in results if result.nearest is not None]
+    if not found:
+        return None
+    order = np.argsort(np.concatenate(rows))
+    return Neighbourhood(
+        labeled_ids=known.ids,
+        rows=np.concatenate([nearest.rows for nearest in found])[order],
+        distances=np.concatenate([nearest.distances for nearest in found])[order],
     )
 
 
-def _refuse_non_finite(what: str, values: np.ndarray, ids: Sequence[str], student: StudentFit) -> None:
+def _refuse_non_finite(what: str, values: np.ndarray, ids: Sequence[str], student: StudentFit | None) -> None:
     bad = [ids[i] for i in np.flatnonzero(~np.isfinite(values).all(axis=1))]
     if bad:
         shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
         raise RunError(
-            f"{what} are not finite for {len(bad)} of {len(ids)} instances under student version {student.version} "
-            f"({student.path}): {shown}"
+            f"{what} are not finite for {len(bad)} of {len(ids)} instances under {_named(student)}: {shown}"
         )
 
 
-def _metrics(values: np.ndarray, results: Sequence[PieceScores], seconds: float, num_retries: int) -> dict[str, float]:
+def _named(student: StudentFit | None) -> str:
+    return "the pretrained model" if student is None else f"student version {student.version} ({student.path})"
+
+
+def _metrics(scored: _Scored, num_pieces: int, seconds: float, num_retries: int) -> dict[str, float]:
+    values = scored.values
     metrics = {
         "score/num_candidates": float(len(values)),
         "score/instances_per_s": len(values) / seconds,
-        "score/num_pieces": float(len(results)),
+        "score/num_pieces": float(num_pieces),
         "score/retries": float(num_retries),
-        "score/student_s": sum(r.student_s for r in results),
-        "score/knn_s": sum(r.acquisition_s for r in results),
+        "score/student_s": sum(t.student_s for t in scored.times),
+        "score/acquisition_s": sum(t.acquisition_s for t in scored.times),
     }
     if len(values):
         metrics |= {"score/mean": float(values.mean(dtype=np.float64)), "score/max": float(values.max())}
-    distances = [(r.neighbour_distance, len(r.values)) for r in results if not np.isnan(r.neighbour_distance)]
-    if distances:
-        total = sum(n for _, n in distances)
-        metrics["score/neighbour_distance"] = sum(d * n for d, n in distances) / total
+    if scored.neighbours is not None:
+        metrics["score/neighbour_distance"] = float(scored.neighbours.distances.mean(dtype=np.float64))
     return metrics

@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from genal_ray.acquisition import Features, Neighbours
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from genal_ray.acquisition import Batchwise, Features, Needs, Neighbours, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
-from genal_ray.scoring import Piece, PieceScores, score_piece
-from genal_ray.types import StudentFit, Text
+from genal_ray.paths import resolve_model
+from genal_ray.scoring import Piece, PieceScores, PieceTimes, featurize, normalized, score_piece
+from genal_ray.types import StudentFit
 
 if TYPE_CHECKING:
     from genal_ray.inference import StudentModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabeledSet:
+    """Features of the labeled set, the same for all pieces of a stage."""
+
+    key: int
+    """Changes when the features do."""
+    features: Any
+    """Reference of the Features."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pick:
+    """A batch to be chosen from the features of all pieces."""
+
+    acquisition: Batchwise
+    parts: Sequence[Any]
+    """References of the pieces' Features."""
+    order: Rows
+    """[n], position of each candidate among the rows of the parts."""
+    synthetic: npt.NDArray[np.bool_]
+    """[n], in the order of the candidates."""
+    labeled: Any | None
+    """Reference of the labeled set's Features."""
+    budget: int
+    seed: int
 
 
 class Scorer:
@@ -28,12 +62,13 @@ class Scorer:
         self._config = config
         self._student: StudentModel | None = None
         self._student_key: tuple[int, str] | None = None
-        self._labeled = Neighbours()
-        self._labeled_key: int | None = None
+        self._pretrained: StudentModel | None = None
+        self._labeled: Neighbours | None = None
+        self._labeled_key: tuple[int, bool] | None = None
 
     def prepare(self) -> int:
         """Import what scoring needs, so that the first piece does not wait for it; returns the process id."""
-        if self._config.acquisition.needs_student:
+        if self._config.uses_models_for_scoring:
             import faiss
             import torch
 
@@ -43,47 +78,80 @@ class Scorer:
             faiss.omp_set_num_threads(self._config.scorer.threads)
         return os.getpid()
 
-    def encode(self, texts: Sequence[Text], student: StudentFit) -> Features:
-        """Features of labeled texts. Raises RunError when the student cannot be loaded."""
-        return self._load(student).predict(texts)
+    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[PieceTimes, Features]:
+        """Features of texts. Raises RunError when the student cannot be loaded."""
+        features, times = featurize(piece, needs, self._model(student, needs))
+        return times, features
 
     def score(
-        self, piece: Piece, student: StudentFit, labeled_key: int | None, labeled: Features | None
+        self, piece: Piece, student: StudentFit | None, acquisition: Pointwise, labeled: LabeledSet | None
     ) -> PieceScores:
-        """Scores of a piece; `labeled` is None when the acquisition function needs no neighbours.
+        """Scores of a piece; `labeled` is None when the acquisition function needs none.
 
-        `labeled_key` changes when `labeled` does. Raises RunError when the student cannot be loaded.
+        Raises RunError when the student cannot be loaded.
         """
-        acquisition = self._config.acquisition
-        model = self._load(student) if acquisition.needs_student else None
-        if labeled is not None and labeled_key != self._labeled_key:
-            self._index(labeled)
-            self._labeled_key = labeled_key
-        return score_piece(piece, acquisition, model, self._labeled)
+        needs = acquisition.needs
+        index = None if labeled is None else self._index(labeled, needs.normalized)
+        return score_piece(piece, acquisition, self._model(student, needs), index)
 
-    def _load(self, student: StudentFit) -> StudentModel:
+    def pick(self, job: Pick) -> tuple[Rows, float]:
+        """Row numbers of the chosen candidates, best first, and the seconds that choosing took."""
+        features = Features.concatenate(ray.get(list(job.parts))).take(job.order)
+        features = replace(features, synthetic=job.synthetic)
+        labeled = features.take(np.zeros(0, np.int64)) if job.labeled is None else ray.get(job.labeled)
+        if job.acquisition.needs.normalized:
+            labeled = normalized(labeled)
+        started = time.perf_counter()
+        rows = job.acquisition.pick(features, labeled, job.budget, np.random.default_rng(job.seed))
+        return rows, time.perf_counter() - started
+
+    def _model(self, student: StudentFit | None, needs: Needs) -> StudentModel | None:
+        if needs.pretrained:
+            return self._load_pretrained()
+        if not needs.student:
+            return None
+        assert student is not None, "only functions that do without can choose before there is a student"
+        return self._load_student(student)
+
+    def _load_student(self, student: StudentFit) -> StudentModel:
         key = (student.version, student.path)
         if self._student is None or key != self._student_key:
-            from genal_ray.inference import StudentModel
-
             if not Path(student.path).is_dir():
                 raise RunError(f"no student of version {student.version}: the folder {student.path} does not exist")
-            scorer, settings = self._config.scorer, self._config.student
             self._student = None  # frees the old student's memory first
-            self._student = StudentModel.load(
-                student.path,
-                dtype=scorer.dtype,
-                device="cuda" if scorer.num_gpus > 0 else "cpu",
-                encoding=scorer.encoding,
-                normalize=scorer.normalize,
-                max_length=settings.max_length,
-                max_batch_tokens=scorer.max_batch_tokens,
-                trust_remote_code=settings.trust_remote_code,
-            )
+            self._student = self._load(student.path)
             self._student_key = key
         return self._student
 
-    def _index(self, labeled: Features) -> None:
-        from genal_ray.knn import LabeledIndex
+    def _load_pretrained(self) -> StudentModel:
+        if self._pretrained is None:
+            self._pretrained = self._load(resolve_model(self._config.student.model))
+        return self._pretrained
 
-        self._labeled = LabeledIndex(labeled, gpu=self._config.scorer.num_gpus > 0)
+    def _load(self, path: str) -> StudentModel:
+        from genal_ray.inference import StudentModel
+
+        scorer, settings = self._config.scorer, self._config.student
+        return StudentModel.load(
+            path,
+            dtype=scorer.dtype,
+            device="cuda" if scorer.num_gpus > 0 else "cpu",
+            encoding=scorer.encoding,
+            normalize=scorer.normalize,
+            max_length=settings.max_length,
+            max_batch_tokens=scorer.max_batch_tokens,
+            trust_remote_code=settings.trust_remote_code,
+        )
+
+    def _index(self, labeled: LabeledSet, normalize: bool) -> Neighbours:
+        key = (labeled.key, normalize)
+        if self._labeled is None or key != self._labeled_key:
+            from genal_ray.knn import LabeledIndex
+
+            features: Features = ray.get(labeled.features)
+            self._labeled = None
+            self._labeled = LabeledIndex(
+                normalized(features) if normalize else features, gpu=self._config.scorer.num_gpus > 0
+            )
+            self._labeled_key = key
+        return self._labeled

@@ -160,7 +160,8 @@ def show_outcome(to: Console, status: RunStatus, directory: Path) -> None:
         to.print()
     ended = {State.DONE: "done", State.STOPPED: "stopped"}.get(status.state, str(status.state))
     lines = [
-        f"{ended}: {status.num_labels} of {status.budget} labels in {max(len(status.reports) - 1, 0)} rounds",
+        f"{ended}: {status.num_labels} of {status.budget} labels in {max(len(status.reports) - 1, 0)} rounds"
+        + (f"; {status.reason}" if status.reason else ""),
         f"run directory   {directory}",
         f"metrics         {directory / 'metrics.jsonl'}",
         f"curves          tensorboard --logdir {directory / 'tensorboard'}",

@@ -28,14 +28,15 @@ def read_status(store: RunDirectory) -> RunStatus:
     bought = int(reports[-1].metrics["al/num_labels"]) if reports else 0
     budget = _recorded_budget(store)
     total = int(budget.get("total", 0))
-    done = bool(total) and bought >= total
+    reason = store.outcome()
     return RunStatus(
-        state=State.DONE if done else State.STOPPED,
+        state=State.STOPPED if reason is None else State.DONE,
         round=max(len(reports) - 1, 0),
         num_rounds=int(budget.get("num_rounds", config.budget.max_rounds or 0)),
         num_labels=bought,
         budget=total,
         reports=reports,
+        reason=reason,
     )
 
 

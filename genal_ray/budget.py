@@ -17,6 +17,8 @@ class Budget:
     """The initial labeled set, part of the total."""
     per_round: int
     total: int
+    pool_size: int
+    """Real instances, labeled or not; the measure of learning curves."""
 
     @property
     def num_rounds(self) -> int:
@@ -30,9 +32,9 @@ def share_or_count(value: int | float, whole: int) -> int:
 
 
 def resolve_budget(config: RunConfig, pool_size: int) -> Budget:
-    """The budget in labels for a pool of `pool_size`.
+    """The budget in labels for a pool of `pool_size`; where only real instances are labeled, at most the whole pool.
 
-    Raises UserError when it cannot be spent: it ends before it begins, or there is nothing to spend it on.
+    Raises UserError when it ends before it begins.
     """
     initial = share_or_count(config.data.initial_labeled, pool_size)
     per_round = share_or_count(config.budget.per_round, pool_size)
@@ -44,13 +46,11 @@ def resolve_budget(config: RunConfig, pool_size: int) -> Budget:
             f"data.initial_labeled asks for {initial} instances but the pool has {pool_size}: "
             "lower it or raise data.pool_size"
         )
+    if not config.labels_synthetic:
+        total = min(total, pool_size)
     if total <= initial:
         raise UserError(
-            f"budget.total is {total} labels and the initial labeled set already takes {initial}: raise budget.total"
+            f"budget.total is {total} labels and the initial labeled set already takes {initial}: raise budget.total, "
+            "or lower data.initial_labeled"
         )
-    if config.generator is None and total > pool_size:
-        raise UserError(
-            f"budget.total is {total} labels but the pool has {pool_size} instances and there is no generator "
-            "to write more: lower budget.total to 1.0 (the whole pool) or configure a generator"
-        )
-    return Budget(initial=initial, per_round=per_round, total=total)
+    return Budget(initial=initial, per_round=per_round, total=total, pool_size=pool_size)

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from genal_ray.acquisition import Acquisition, Batchwise, Pointwise
 from genal_ray.config_sections import (
     AnnotatorsConfig,
     AnyAcquisition,
@@ -29,6 +30,7 @@ from genal_ray.config_sections import (
     RewardConfig,
     ScorerConfig,
     Section,
+    SelectionConfig,
     StudentConfig,
     TaskConfig,
     WarmupConfig,
@@ -84,6 +86,22 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> RunConfig:
+        if isinstance(self.selector, Batchwise) and self.selection.mix != "score":
+            raise InvalidValues(
+                Problem(
+                    ("selection", "mix"),
+                    f"must be score with {self.selector.name}, got {self.selection.mix}: a batch-mode function chooses "
+                    "the batch as a whole",
+                )
+            )
+        if self.learns and not isinstance(self.reward_function, Pointwise):
+            raise InvalidValues(
+                Problem(
+                    ("reward", "acquisition"),
+                    f"missing: {self.reward_function.name} chooses whole batches and gives a text no score of its own; "
+                    "name a pointwise function such as signal, or set learner.name=none",
+                )
+            )
         if self.generator is None:
             return self
         if self.annotators.synthetic is None:
@@ -138,6 +156,11 @@ class RunConfig(Section):
     def reward_function(self) -> Acquisition:
         """What rewards the generator; a pointwise function whenever there is a learner."""
         return self.reward.acquisition or self.strategy.reward(self.acquisition)
+
+    @property
+    def labels_synthetic(self) -> bool:
+        """Whether synthetic instances may be labeled: such a run does not end with the real pool."""
+        return self.generator is not None and self.strategy.labels_synthetic
 
     @property
     def uses_models_for_scoring(self) -> bool:

@@ -91,12 +91,18 @@ class StudentModel:
         names: dict[int, str] = self.model.config.id2label
         return tuple(names[i] for i in range(len(names)))
 
-    def predict(self, texts: Sequence[Text]) -> Features:
-        """Probabilities float32 [n, num_labels] and encodings float32 [n, dim], in the order of `texts`."""
-        return self.predict_tokenized(tokenize(self.tokenizer, texts, self.max_length))
+    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+        """Probabilities float32 [n, num_labels] and encodings float32 [n, dim], in the order of `texts`.
+
+        With `dropout_passes`, also the probabilities of that many passes with dropout (MC dropout, Gal and Ghahramani
+        2016), whose masks follow from `seed` and the texts alone.
+        """
+        return self.predict_tokenized(
+            tokenize(self.tokenizer, texts, self.max_length), dropout_passes=dropout_passes, seed=seed
+        )
 
     @torch.inference_mode()
-    def predict_tokenized(self, texts: TokenizedTexts) -> Features:
+    def predict_tokenized(self, texts: TokenizedTexts, *, dropout_passes: int = 0, seed: int = 0) -> Features:
         """As `predict`, for texts that are already token ids."""
         config = self.model.config
         if not len(texts):
@@ -107,7 +113,25 @@ class StudentModel:
             outputs = [self._forward(texts.batch(rows, self.model.device), hidden) for rows in batches]
         order = np.argsort(np.concatenate(batches), kind="stable")
         probs, encodings = zip(*outputs, strict=True)
-        return Features(probs=_gather(probs, order), encodings=_gather(encodings, order))
+        dropout = None
+        if dropout_passes:
+            inputs = [texts.batch(rows, self.model.device) for rows in batches]
+            dropout = _gather(self._with_dropout(inputs, dropout_passes, seed), order)
+        return Features(probs=_gather(probs, order), encodings=_gather(encodings, order), dropout_probs=dropout)
+
+    def _with_dropout(self, batches: Sequence[dict[str, torch.Tensor]], passes: int, seed: int) -> list[torch.Tensor]:
+        """Probabilities [n, passes, num_labels] of each batch."""
+        device = self.model.device
+        self.model.train()
+        try:
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                torch.manual_seed(seed % 2**63)
+                return [
+                    torch.stack([self.model(**batch).logits.float().softmax(-1) for _ in range(passes)], dim=1)
+                    for batch in batches
+                ]
+        finally:
+            self.model.eval()
 
     def _forward(
         self, inputs: dict[str, torch.Tensor], hidden: _HiddenStates

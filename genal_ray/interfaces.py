@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from genal_ray.acquisition import Acquisition
 from genal_ray.types import (
     Completion,
     Instance,
@@ -34,10 +35,16 @@ class Scorer(Protocol):
         self,
         candidates: Sequence[Instance],
         labeled: Sequence[LabeledInstance],
-        student: StudentFit,
+        student: StudentFit | None,
+        acquisition: Acquisition,
+        *,
+        budget: int,
         progress: Progress | None = None,
     ) -> Scores:
-        """Scores in the order of `candidates`."""
+        """Scores in the order of `candidates`; of a batch-mode function's picks budget, budget - 1, ..., 1, else 0.
+
+        `student` is None before there is one, for functions that do without.
+        """
         ...
 
 
@@ -55,9 +62,20 @@ class Student(Protocol):
 
 class Learner(Protocol):
     async def update(
-        self, rollouts: Sequence[Rollout], version: int, output_dir: Path
+        self, rollouts: Sequence[Rollout], version: int, output_dir: Path, *, kl_factor: float = 1.0
     ) -> PolicyUpdate:
-        """One PPO update from the rollouts; the policy and the full learner state are saved under `output_dir`."""
+        """One update from the rollouts; the policy and the full learner state are saved under `output_dir`.
+
+        `kl_factor` (above 0) multiplies the KL coefficient of this and all later updates.
+        """
+        ...
+
+    async def restore(self, policy: PolicyUpdate) -> None:
+        """Go back to the state, KL coefficient included, that was saved with `policy`; the generator's replicas keep
+        what they have until `hand_over`.
+
+        Raises UserError when there is no such state.
+        """
         ...
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from genal_ray.acquisition import Pointwise
 from genal_ray.annotation import Annotation
 from genal_ray.budget import Budget
 from genal_ray.config import RunConfig
@@ -29,6 +31,7 @@ from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
 from genal_ray.seeds import derive_seed
+from genal_ray.selection import choose, synthetic_share
 from genal_ray.stages import (
     CandidateCodec,
     ChosenCodec,
@@ -42,7 +45,17 @@ from genal_ray.stages import (
 )
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import Task
-from genal_ray.types import Candidate, PolicyUpdate, Rollout, RoundReport, Scores, StudentFit
+from genal_ray.types import (
+    Candidate,
+    Instance,
+    LabeledInstance,
+    PolicyUpdate,
+    RoundReport,
+    Scores,
+    StudentFit,
+)
+
+U = TypeVar("U")
 
 
 class Observer:
@@ -106,17 +119,28 @@ class Run:
             self.observer.finished(name)
 
 
-async def run(run: Run) -> None:
-    """Rounds until the budget is spent or nothing is left to label. Raises Stopped when asked to."""
+async def run(run: Run) -> str:
+    """Rounds until something ends them; returns what did. Raises Stopped when asked to."""
     committed = run.store.committed_rounds()
     if not committed:
         student = await run_initial_round(run)
     else:
         student = run.store.round(committed[-1]).load("student", student_codec(run.store.path))
     round = max(len(committed), 1)
-    while (size := min(run.budget.per_round, run.budget.total - run.pools.num_labels)) > 0:
+    while (reason := _reason_to_end(run)) is None:
+        size = min(run.budget.per_round, run.budget.total - run.pools.num_labels)
         student = await run_round(run, round, size, student)
         round += 1
+    return reason
+
+
+def _reason_to_end(run: Run) -> str | None:
+    if run.pools.num_labels >= run.budget.total:
+        return f"the budget of {run.budget.total} labels is spent"
+    real_left = any(instance.origin == "real" for instance in run.pools.unlabeled)
+    if not real_left and not run.config.labels_synthetic:
+        return "every instance of the pool is labeled"
+    return None
 
 
 async def run_initial_round(run: Run) -> StudentFit:
@@ -135,37 +159,41 @@ async def run_initial_round(run: Run) -> StudentFit:
 async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> StudentFit:
     """One round of Algorithm 1 that buys `budget` labels; returns the retrained student."""
     started = time.perf_counter()
-    folder, pools, stages = run.store.round(number), run.pools, dict[str, StageResult[object]]()
-    pools.expire(born_before=number - run.config.strategy.retention_rounds + 1)
+    config, pools, folder = run.config, run.pools, run.store.round(number)
+    stages = dict[str, StageResult[object]]()
+    pools.expire(born_before=number - config.strategy.retention_rounds + 1)
 
     candidates: list[Candidate] = []
     if run.parts.generator is not None:
-        generated = await run.stage(
-            folder, "generate", CandidateCodec(), lambda p: _generate(run, number, budget, p)
-        )
+        generated = await run.stage(folder, "generate", CandidateCodec(), lambda p: _generate(run, number, budget, p))
         candidates = generated.value
         stages["generate"] = generated
         pools.add(c.instance for c in candidates if c.instance is not None)  # line 3
-    if not pools.unlabeled:
-        raise RunError(_nothing_to_label(number, candidates))
 
-    scored = await run.stage(folder, "score", ScoresCodec(), lambda p: _score(run, student, p))  # lines 4-7
-    chosen = run.config.acquisition.select(scored.value.ids, scored.value.values, budget)  # line 8
-    annotated = await run.stage(
-        folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p)
-    )
+    labeled = pools.labeled
+    scored = await run.stage(folder, "score", ScoresCodec(), lambda p: _score(run, student, candidates, budget, p))
+    stages["score"] = scored  # lines 4-7
+    post = config.reward.timing == "post"
+    rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
+    chosen = _choose(run, candidates, scored.value, budget)  # line 8
+    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p))
     pools.label(run.parts.annotation.bought(annotated.value))  # line 9
-    stages |= {"score": scored, "annotate": annotated}
+    stages["annotate"] = annotated
 
-    rollouts, rewards = build_rollouts(candidates, scored.value, run.config.reward)  # lines 11-12
-    fitted, learned = await _settle(
-        _fit_student(run, folder, number),  # line 10
-        _learn(run, folder, number, rollouts),  # line 13
-    )
+    if post:
+        fitted = await _fit_student(run, folder, number)  # line 10
+        rewarded = await _reward(run, folder, fitted.value, labeled, candidates, scored)
+        learned, rewards = await _learn(run, folder, number, candidates, rewarded)  # lines 11-13
+    else:
+        fitted, (learned, rewards) = await _settle(
+            _fit_student(run, folder, number), _learn(run, folder, number, candidates, rewarded)
+        )
     stages["student"] = fitted
+    if rewarded is not None and rewarded is not scored:
+        stages["reward"] = rewarded
     if learned is not None:
         stages["learn"] = learned
-    _commit(run, number, started, stages, rewards if candidates else {})
+    _commit(run, number, started, stages, rewards, side_by_side=not post)
     return fitted.value
 
 
@@ -186,9 +214,68 @@ async def _generate(
     return candidates, metrics
 
 
-async def _score(run: Run, student: StudentFit, progress: Progress) -> tuple[Scores, Mapping[str, float]]:
-    scores = await run.parts.scorer.score(run.pools.unlabeled, run.pools.labeled, student, progress)
+async def _score(
+    run: Run, student: StudentFit, candidates: Sequence[Candidate], budget: int, progress: Progress
+) -> tuple[Scores, Mapping[str, float]]:
+    written = _written(candidates)
+    instances = [i for i in run.pools.unlabeled if i.id in written or _may_be_labeled(run, i)]
+    scores = await run.parts.scorer.score(
+        instances, run.pools.labeled, student, run.config.selector, budget=budget, progress=progress
+    )
     return scores, scores.metrics
+
+
+async def _reward(
+    run: Run,
+    folder: Round,
+    student: StudentFit,
+    labeled: Sequence[LabeledInstance],
+    candidates: Sequence[Candidate],
+    scored: StageResult[Scores],
+) -> StageResult[Scores] | None:
+    """Scores that reward the generator: the selecting ones where they are the same, or a stage of their own."""
+    function = run.config.reward_function
+    if run.parts.generator is None or not isinstance(function, Pointwise):
+        return None
+    if function == run.config.selector and run.config.reward.timing == "pre":
+        return scored
+    if run.parts.learner is None:
+        return None
+
+    async def work(progress: Progress) -> tuple[Scores, Mapping[str, float]]:
+        instances = list(_written(candidates).values())
+        scores = await run.parts.scorer.score(instances, labeled, student, function, budget=0, progress=progress)
+        return scores, {}
+
+    return await run.stage(folder, "reward", ScoresCodec(), work)
+
+
+def _choose(run: Run, candidates: Sequence[Candidate], scores: Scores, budget: int) -> list[str]:
+    """Ids to be labeled, best first; what the strategy gives up leaves the pool first."""
+    config, written = run.config, _written(candidates)
+    of_round = {id: value for id, value in zip(scores.ids, scores.values.tolist(), strict=True) if id in written}
+    run.pools.discard(config.strategy.discard(of_round, budget))
+    share = synthetic_share(
+        config.selection,
+        progress=run.pools.num_labels / run.budget.total,
+        usable=len(written) / max(len(candidates), 1),
+    )
+    allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
+    chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
+    if not chosen:
+        raise RunError(_nothing_to_label(int(scores.student_version) + 1, candidates))
+    return chosen
+
+
+def _written(candidates: Sequence[Candidate]) -> dict[str, Instance]:
+    return {c.instance.id: c.instance for c in candidates if c.instance is not None}
+
+
+def _may_be_labeled(run: Run, instance: Instance) -> bool:
+    if run.parts.generator is None:
+        return True
+    strategy = run.config.strategy
+    return strategy.labels_real if instance.origin == "real" else strategy.labels_synthetic
 
 
 async def _annotate(
@@ -209,11 +296,19 @@ async def _fit_student(run: Run, folder: Round, number: int) -> StageResult[Stud
 
 
 async def _learn(
-    run: Run, folder: Round, number: int, rollouts: list[Rollout]
-) -> StageResult[PolicyUpdate] | None:
+    run: Run,
+    folder: Round,
+    number: int,
+    candidates: Sequence[Candidate],
+    rewarded: StageResult[Scores] | None,
+) -> tuple[StageResult[PolicyUpdate] | None, dict[str, float]]:
+    """The update, and `rl/reward_*` figures."""
+    if rewarded is None:
+        return None, {}
+    rollouts, rewards = build_rollouts(candidates, rewarded.value, run.config.reward)
     learner = run.parts.learner
     if learner is None:
-        return None
+        return None, rewards
 
     async def work(progress: Progress) -> tuple[PolicyUpdate, Mapping[str, float]]:
         update = await learner.update(rollouts, number, folder.fresh("policy"))
@@ -223,12 +318,10 @@ async def _learn(
     started = time.perf_counter()
     figures = await learner.hand_over(learned.value)
     metrics = {**learned.metrics, **figures, "timing/hand_over": time.perf_counter() - started}
-    return replace(learned, metrics=metrics)
+    return replace(learned, metrics=metrics), rewards
 
 
-async def _settle(
-    fit: Awaitable[StageResult[StudentFit]], learn: Awaitable[StageResult[PolicyUpdate] | None]
-) -> tuple[StageResult[StudentFit], StageResult[PolicyUpdate] | None]:
+async def _settle(fit: Awaitable[T], learn: Awaitable[U]) -> tuple[T, U]:
     """Both, side by side; when one fails the other is finished and kept before the failure is raised."""
     fitted, learned = await asyncio.gather(fit, learn, return_exceptions=True)
     for outcome in (fitted, learned):
@@ -239,10 +332,10 @@ async def _settle(
     return fitted, learned
 
 
-def _nothing_to_label(number: int, candidates: list[Candidate]) -> str:
+def _nothing_to_label(number: int, candidates: Sequence[Candidate]) -> str:
     fates = ", ".join(f"{name.removeprefix('gen/num_')} {n:g}" for name, n in fate_metrics(candidates).items())
     return (
-        f"round {number}: the pool is empty and no completion was usable ({fates}). The labels bought so far are "
+        f"round {number}: nothing can be labeled, and no completion was usable ({fates}). The labels bought so far are "
         "kept; look at generate.parquet of the round, and at task.domain and generator.max_tokens"
     )
 
@@ -253,6 +346,8 @@ def _commit(
     started: float,
     stages: Mapping[str, StageResult[object]],
     extra: Mapping[str, float] | None = None,
+    *,
+    side_by_side: bool = True,
 ) -> None:
     metrics: dict[str, float] = {
         "al/num_labels": run.pools.num_labels,
@@ -264,20 +359,24 @@ def _commit(
     for result in stages.values():
         metrics |= result.metrics
     metrics |= extra or {}
-    metrics |= _timing(stages, time.perf_counter() - started)
+    metrics |= _timing(stages, time.perf_counter() - started, side_by_side)
     report = RoundReport(round=number, metrics=metrics)
     run.store.commit(report)
     run.store.prune(keep_last=run.config.keep_last)
     run.observer.committed(report)
 
 
-def _timing(stages: Mapping[str, StageResult[object]], elapsed: float) -> dict[str, float]:
-    """`timing/<stage>`, `timing/round`, and `timing/overhead`: the round minus its critical path of stages, seconds."""
+def _timing(stages: Mapping[str, StageResult[object]], elapsed: float, side_by_side: bool) -> dict[str, float]:
+    """`timing/<stage>`, `timing/round`, and `timing/overhead`: the round minus its critical path of stages, seconds.
+
+    `side_by_side`: whether student and generator learned at the same time.
+    """
     seconds = {name: result.seconds for name, result in stages.items()}
     replayed = sum(result.seconds for result in stages.values() if result.replayed)
     path = sum(s for name, s in seconds.items() if name not in ("student", "learn"))
     hand_over = stages["learn"].metrics["timing/hand_over"] if "learn" in stages else 0.0
-    path += max(seconds.get("student", 0.0), seconds.get("learn", 0.0) + hand_over)
+    student, learn = seconds.get("student", 0.0), seconds.get("learn", 0.0) + hand_over
+    path += max(student, learn) if side_by_side else student + learn
     round = elapsed + replayed
     return {
         **{f"timing/{name}": s for name, s in seconds.items()},

@@ -69,6 +69,11 @@ class Pools:
             self._unlabeled.pop(item.instance.id, None)
             self._labeled[item.instance.id] = item
 
+    def discard(self, ids: Iterable[str]) -> None:
+        """Instances leave U unlabeled."""
+        for id in ids:
+            del self._unlabeled[id]
+
     def expire(self, *, born_before: int) -> None:
         """Synthetic instances of rounds before `born_before` leave U."""
         self._unlabeled = {

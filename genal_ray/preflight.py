@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from genal_ray.budget import Budget, resolve_budget
+from genal_ray.budget import Budget, resolve_budget, share_or_count
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
@@ -103,6 +103,12 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
         notes.append(
             f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
             "data.initial_method=stratified takes every class where it can"
+        )
+    asked = share_or_count(config.budget.total, len(corpus.pool))
+    if not config.labels_synthetic and asked > len(corpus.pool):
+        notes.append(
+            f"budget.total is {asked} labels, the pool has {len(corpus.pool)} instances and nothing synthetic is "
+            "labeled: the run ends with the pool"
         )
     if config.budget.max_rounds is None and budget.num_rounds > 100:
         notes.append(f"the budget takes {budget.num_rounds} rounds: raise budget.per_round for fewer")

@@ -9,7 +9,7 @@ from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.ledger import Ledger
 from genal_ray.pools import Pools
-from genal_ray.stages import CandidateCodec, policy_codec
+from genal_ray.stages import CandidateCodec, ChosenCodec, ScoresCodec, policy_codec
 from genal_ray.store import RunDirectory
 from genal_ray.types import Instance, PolicyUpdate
 
@@ -20,15 +20,21 @@ def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger
     if not committed:
         return Pools(corpus.pool)
     oldest = max(1, committed[-1] - config.strategy.retention_rounds + 1)
-    synthetic = [instance for number in range(oldest, len(committed)) for instance in _kept(store, number)]
+    synthetic = [i for number in range(oldest, len(committed)) for i in _kept(config, store, number)]
     return Pools.restored(corpus, ledger.until(committed[-1]), synthetic)
 
 
-def _kept(store: RunDirectory, number: int) -> list[Instance]:
+def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]:
+    """Synthetic instances of a committed round that its strategy did not give up."""
     round = store.round(number)
     if not round.is_complete("generate"):
         return []
-    return [c.instance for c in round.load("generate", CandidateCodec()) if c.instance is not None]
+    written = {c.instance.id: c.instance for c in round.load("generate", CandidateCodec()) if c.instance is not None}
+    scores = round.load("score", ScoresCodec())
+    of_round = {id: value for id, value in zip(scores.ids, scores.values.tolist(), strict=True) if id in written}
+    budget = len(round.load("annotate", ChosenCodec()))
+    discarded = config.strategy.discard(of_round, budget)
+    return [instance for id, instance in written.items() if id not in discarded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

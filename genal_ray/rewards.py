@@ -19,7 +19,7 @@ def build_rollouts(
 ) -> tuple[list[Rollout], dict[str, float]]:
     """A rollout per completion of the round (SIGnAL, Algorithm 1, lines 11-12), and `rl/reward_*` before shaping.
 
-    Every completion is rewarded, chosen for labeling or not, with its score under the student before retraining.
+    Every completion is rewarded, chosen for labeling or not. `scores` are those of all instances of the round.
     """
     by_id: Mapping[str, float] = dict(zip(scores.ids, scores.values.tolist(), strict=True))
     raw = np.array(

@@ -1,19 +1,20 @@
 """One piece of scoring work: what a scorer does to it, and how candidates are cut into pieces.
 
-    texts -> student -> features -> acquisition function (labeled neighbours, seeds) -> scores
+    texts -> student -> features -> pointwise acquisition function (labeled neighbours, seeds) -> scores
+                                  batch-mode one: features of all pieces in one place -> picks
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from genal_ray.acquisition import Acquisition, Features, Neighbours
+from genal_ray.acquisition import Features, Needs, Neighbours, Pointwise, Rows
 from genal_ray.types import FloatArray, Text
 
 MAX_SMALL_PIECES = 32
@@ -22,14 +23,17 @@ MAX_SMALL_PIECES = 32
 MIN_PIECE_SIZE = 64
 """Texts below which cutting finer costs more in half-empty batches than it gains in balance."""
 
+NEIGHBOURS_KEPT = 3
+"""Nearest labeled instances that are kept with each score."""
+
 TEXT_COST = 16
 """Cost of a text whatever its length, in characters."""
 
 
 class Predictor(Protocol):
-    """What of a student is needed here: `genal_ray.inference.StudentModel`."""
+    """What of a model is needed here: `genal_ray.inference.StudentModel`."""
 
-    def predict(self, texts: Sequence[Text]) -> Features: ...
+    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,35 +46,54 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PieceTimes:
+    student_s: float
+    """Seconds in the model's forward passes, tokenisation included."""
+    acquisition_s: float = 0.0
+    """Seconds in the acquisition function, nearest neighbours included."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PieceScores:
     values: FloatArray
     """float32 [n], in the order of the piece."""
-    student_s: float
-    """Seconds in the student's forward pass, tokenisation included."""
-    acquisition_s: float
-    """Seconds in the acquisition function, nearest neighbours included."""
-    neighbour_distance: float
-    """Mean distance to the labeled neighbours that were looked up; NaN when none were."""
+    times: PieceTimes
+    nearest: Nearest | None
+    """Neighbours that the acquisition function looked up, if any."""
+
+
+def featurize(piece: Piece, needs: Needs, model: Predictor | None) -> tuple[Features, PieceTimes]:
+    """What an acquisition function needs to know of a piece; `model` is None when it needs to know nothing."""
+    if model is None:
+        nothing = np.zeros((len(piece.texts), 0), dtype=np.float32)
+        return Features(probs=nothing, encodings=nothing), PieceTimes(student_s=0.0)
+    started = time.perf_counter()
+    seed = int(piece.seeds[0]) if len(piece.seeds) else 0
+    features = model.predict(piece.texts, dropout_passes=needs.dropout_passes, seed=seed)
+    if needs.normalized:
+        features = normalized(features)
+    return features, PieceTimes(student_s=time.perf_counter() - started)
+
+
+def normalized(features: Features) -> Features:
+    """The features with encodings of unit length; those of length 0 stay 0."""
+    norms = np.linalg.norm(features.encodings.astype(np.float64), axis=1, keepdims=True)
+    unit = features.encodings / np.maximum(norms, np.finfo(np.float32).tiny)
+    return replace(features, encodings=unit.astype(np.float32))
 
 
 def score_piece(
-    piece: Piece, acquisition: Acquisition, student: Predictor | None, labeled: Neighbours
+    piece: Piece, acquisition: Pointwise, model: Predictor | None, labeled: Neighbours | None
 ) -> PieceScores:
-    """Scores of a piece. `student` is None, and `labeled` is not read, for an acquisition function that needs none."""
+    """Scores of a piece. `model` and `labeled` are None for an acquisition function that needs none."""
+    features, times = featurize(piece, acquisition.needs, model)
     started = time.perf_counter()
-    if student is None:
-        nothing = np.zeros((len(piece.texts), 0), dtype=np.float32)
-        features = Features(probs=nothing, encodings=nothing)
-    else:
-        features = student.predict(piece.texts)
-    predicted = time.perf_counter()
-    observed = _Observed(labeled) if acquisition.needs_neighbours else None
+    observed = None if labeled is None else _Observed(labeled)
     values = acquisition.score(features, observed or Neighbours(), piece.seeds)
     return PieceScores(
         values=values,
-        student_s=predicted - started,
-        acquisition_s=time.perf_counter() - predicted,
-        neighbour_distance=observed.mean_distance if observed else float("nan"),
+        times=replace(times, acquisition_s=time.perf_counter() - started),
+        nearest=None if observed is None else observed.nearest,
     )
 
 
@@ -96,20 +119,26 @@ def _cost(text: Text) -> int:
     return TEXT_COST + (len(text) if isinstance(text, str) else len(text[0]) + len(text[1]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearest:
+    """The nearest labeled instances of n candidates, nearest first."""
+
+    rows: npt.NDArray[np.int64]
+    """[n, m], row numbers in the labeled set."""
+    distances: FloatArray
+    """float32 [n, m]"""
+
+
 class _Observed(Neighbours):
-    """Neighbours that remember how far they were."""
+    """Neighbours that remember what was looked up."""
+
+    nearest: Nearest | None = None
 
     def __init__(self, labeled: Neighbours) -> None:
         self.features = labeled.features
         self._labeled = labeled
-        self._distances: list[FloatArray] = []
 
-    def search(self, encodings: FloatArray, k: int) -> tuple[FloatArray, np.ndarray]:
+    def search(self, encodings: FloatArray, k: int) -> tuple[FloatArray, Rows]:
         distances, rows = self._labeled.search(encodings, k)
-        self._distances.append(distances)
+        self.nearest = Nearest(rows=rows[:, :NEIGHBOURS_KEPT], distances=distances[:, :NEIGHBOURS_KEPT])
         return distances, rows
-
-    @property
-    def mean_distance(self) -> float:
-        found = [distances for distances in self._distances if distances.size]
-        return float(np.concatenate([d.ravel() for d in found]).mean()) if found else float("nan")

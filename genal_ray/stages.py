@@ -109,19 +109,29 @@ class CandidateCodec:
 
 
 class ScoresCodec:
-    """Ids and scores, as a Parquet table."""
+    """Ids, scores and the nearest labeled instances, as a Parquet table; the last are for readers, not loaded again."""
 
     def save(self, value: Scores, table: Path) -> dict[str, Any]:
-        _write_table(table, pa.table({"id": list(value.ids), "score": pa.array(value.values, pa.float32())}))
+        columns: dict[str, Any] = {"id": list(value.ids), "score": pa.array(value.values, pa.float32())}
+        if (near := value.neighbours) is not None:
+            columns["neighbour_id"] = _lists(pa.array(near.labeled_ids).take(pa.array(near.rows.ravel())), near.rows)
+            columns["neighbour_distance"] = _lists(pa.array(near.distances.ravel(), pa.float32()), near.rows)
+        _write_table(table, pa.table(columns))
         return {"student_version": value.student_version}
 
     def load(self, saved: dict[str, Any], table: Path) -> Scores:
-        rows = pq.read_table(table)
+        rows = pq.read_table(table, columns=["id", "score"])
         return Scores(
             ids=tuple(rows["id"].to_pylist()),
             values=rows["score"].to_numpy().astype(np.float32),
             student_version=saved["student_version"],
         )
+
+
+def _lists(values: pa.Array, like: np.ndarray) -> pa.ListArray:
+    """[n * m] -> n lists of m."""
+    offsets = np.arange(0, like.size + 1, max(like.shape[1], 1), dtype=np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
 class ChosenCodec:

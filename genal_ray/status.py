@@ -40,4 +40,6 @@ class RunStatus:
     stages: tuple[StageStatus, ...] = ()
     reports: tuple[RoundReport, ...] = ()
     """Committed rounds, oldest first."""
+    reason: str | None = None
+    """What ended a run that is done."""
     error: str | None = None

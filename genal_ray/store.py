@@ -118,6 +118,15 @@ class RunDirectory:
         """A small JSON file at the top of the run directory."""
         write_json(self.path / name, value)
 
+    def record_outcome(self, reason: str) -> None:
+        """The run is over; `reason` says what ended it."""
+        self.write_record("outcome.json", {"reason": reason})
+
+    def outcome(self) -> str | None:
+        """What ended the run; None while it is not over."""
+        file = self.path / "outcome.json"
+        return str(json.loads(file.read_text(encoding="utf-8"))["reason"]) if file.exists() else None
+
     def _read(self, number: int) -> dict[str, float]:
         metrics: dict[str, float] = json.loads(
             (self.path / "rounds" / f"{number:04d}" / "metrics.json").read_text(encoding="utf-8")

@@ -109,8 +109,22 @@ class Scores:
     values: FloatArray
     """float32 [n], higher is more worth a label; finite."""
     student_version: int
+    """-1 when no student was asked."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """`score/*` figures: instances/s, neighbour distances, ..."""
+    neighbours: Neighbourhood | None = None
+    """Kept for the reader of a run; nothing is decided by it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbourhood:
+    """A few nearest labeled instances of n instances, nearest first."""
+
+    labeled_ids: tuple[str, ...]
+    rows: npt.NDArray[np.int64]
+    """[n, m], positions in `labeled_ids`."""
+    distances: FloatArray
+    """float32 [n, m]"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,11 +17,12 @@ class Watch(Observer):
     def __init__(self, tensorboard: TensorBoard) -> None:
         self._tensorboard = tensorboard
         self._state = State.STARTING
-        self._budget = Budget(initial=0, per_round=1, total=0)
+        self._budget = Budget(initial=0, per_round=1, total=0, pool_size=0)
         self._round = 0
         self._stages: dict[str, StageStatus] = {}
         self._reports: list[RoundReport] = []
         self._stop = False
+        self._reason: str | None = None
         self._error: str | None = None
 
     def began(self, budget: Budget, reports: list[RoundReport]) -> None:
@@ -30,8 +31,9 @@ class Watch(Observer):
         self._reports = list(reports)
         self._round = len(reports)
 
-    def ended(self, state: State, error: str | None = None) -> None:
+    def ended(self, state: State, *, reason: str | None = None, error: str | None = None) -> None:
         self._state = state
+        self._reason = reason
         self._error = error
         self._tensorboard.close()
 
@@ -50,6 +52,7 @@ class Watch(Observer):
             budget=self._budget.total,
             stages=tuple(self._stages.values()),
             reports=tuple(self._reports),
+            reason=self._reason,
             error=self._error,
         )
 

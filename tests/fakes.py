@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from genal_ray.acquisition import Acquisition
 from genal_ray.annotation import Annotation
 from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig, parse_config
@@ -92,10 +93,14 @@ class FakeScorer:
         self,
         candidates: Sequence[Instance],
         labeled: Sequence[LabeledInstance],
-        student: StudentFit,
+        student: StudentFit | None,
+        acquisition: Acquisition,
+        *,
+        budget: int,
         progress: Progress | None = None,
     ) -> Scores:
         self.calls.record("score")
+        assert student is not None
         values = [derive_seed(student.version, len(labeled), i.text) / 2**63 for i in candidates]
         return Scores(
             ids=tuple(i.id for i in candidates),

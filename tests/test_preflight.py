@@ -84,10 +84,14 @@ def test_notes_tell_what_was_left_out(demo: Callable[..., RunConfig], tmp_path: 
     assert any("takes 108 rounds" in note for note in notes)
 
 
-def test_budget_needs_a_pool_or_a_generator(complaint: Callable[..., str]) -> None:
-    text = complaint("generator=null", "budget.total=2.0")
-    assert "budget.total is 600 labels but the pool has 300 instances and there is no generator" in text
+def test_budget_must_go_beyond_the_initial_set(complaint: Callable[..., str]) -> None:
     assert "raise budget.total" in complaint("budget.total=20")
+
+
+def test_pool_method_ends_with_the_pool(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
+    checked = preflight.check(demo("generator=null", "budget.total=2.0"), output_dir=tmp_path / "run")
+    assert checked.budget.total == checked.budget.pool_size == 300
+    assert any("the run ends with the pool" in note for note in checked.notes)
 
 
 def test_missing_model_folders_are_answered_with_near_ones(complaint: Callable[..., str], tmp_path: Path) -> None:

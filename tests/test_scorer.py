@@ -15,17 +15,17 @@ import pytest
 from ray import cloudpickle
 
 from actors.scorer import ScorerPool
-from actors.scorer_worker import Scorer
-from genal_ray.acquisition import Features
+from actors.scorer_worker import LabeledSet, Scorer
+from genal_ray.acquisition import Acquisition, Features, Needs, Pointwise
 from genal_ray.acquisition.signal import Signal
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
 from genal_ray.knn import LabeledIndex
-from genal_ray.scoring import Piece, PieceScores
+from genal_ray.scoring import Piece, PieceScores, PieceTimes
 from genal_ray.seeds import derive_seed
-from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit, Text
+from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit
 
 pytestmark = pytest.mark.ray
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
@@ -93,12 +93,12 @@ def unsharded(candidates: Sequence[Instance], labeled: Sequence[Instance], stude
 class WatchedScorer(Scorer):
     """Writes down what it is asked, and misbehaves on request: all through files, which every process sees."""
 
-    def encode(self, texts: Sequence[Text], student: StudentFit) -> Features:
-        self._note("encode", len(texts))
-        return super().encode(texts, student)
+    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[PieceTimes, Features]:
+        self._note("featurize", len(piece.texts))
+        return super().featurize(piece, student, needs)
 
     def score(
-        self, piece: Piece, student: StudentFit, labeled_key: int | None, labeled: Features | None
+        self, piece: Piece, student: StudentFit | None, acquisition: Pointwise, labeled: LabeledSet | None
     ) -> PieceScores:
         self._note("score", len(piece.texts))
         for text in piece.texts:
@@ -108,7 +108,7 @@ class WatchedScorer(Scorer):
                 os.kill(os.getpid(), signal.SIGKILL)
             if text == "hang once" and self._first("hung"):
                 signal.pause()
-        scores = super().score(piece, student, labeled_key, labeled)
+        scores = super().score(piece, student, acquisition, labeled)
         scores.values[[text == "nan" for text in piece.texts]] = np.nan
         return scores
 
@@ -128,6 +128,7 @@ class Running:
 
     def __init__(self, folder: Path, **scorer: Any) -> None:
         self.folder = folder
+        self._acquisition = config(**scorer).acquisition
         settings = config(**scorer).model_copy(update={"output_dir": str(folder)})
         self.pool = ScorerPool(settings, WatchedScorer)
         self._runner = asyncio.Runner()
@@ -144,11 +145,17 @@ class Running:
         self,
         candidates: Sequence[Instance],
         labeled: Sequence[Instance],
-        by: StudentFit,
+        by: StudentFit | None,
         progress: Progress | None = None,
+        *,
+        acquisition: Acquisition | None = None,
+        budget: int = 0,
     ) -> Scores:
         (self.folder / "calls").unlink(missing_ok=True)
-        return self._do(lambda: self.pool.score(candidates, labels(labeled), by, progress))
+        function = acquisition or self._acquisition
+        return self._do(
+            lambda: self.pool.score(candidates, labels(labeled), by, function, budget=budget, progress=progress)
+        )
 
     def pids(self) -> list[int]:
         return self._do(self.pool.pids)
@@ -196,7 +203,7 @@ def test_sharded_equals_unsharded(three: Running, student: StudentFit, monkeypat
     assert metrics["score/retries"] == 0
     assert metrics["score/max"] == scores[0].values.max()
     assert metrics["score/mean"] == pytest.approx(scores[0].values.mean(), rel=1e-6)
-    for name in ("instances_per_s", "neighbour_distance", "student_s", "knn_s"):
+    for name in ("instances_per_s", "neighbour_distance", "student_s", "acquisition_s"):
         assert metrics[f"score/{name}"] > 0
 
 
@@ -211,10 +218,10 @@ def test_labeled_set_is_encoded_once(three: Running, student: StudentFit) -> Non
 
     def encoded(of: Sequence[Instance], by: StudentFit) -> int:
         three.score(candidates, of, by)
-        return sum(size for size, _ in three.calls("encode"))
+        return sum(size for size, _ in three.calls("featurize"))
 
     assert encoded(labeled, student) == 80
-    assert len({pid for _, pid in three.calls("encode")}) > 1  # shared out
+    assert len({pid for _, pid in three.calls("featurize")}) > 1  # shared out
     assert encoded(labeled, student) == 0
     assert encoded(labeled[:30], student) == 30
     assert encoded(labeled[:30], StudentFit(version=3, path=student.path, metrics={})) == 30
@@ -250,7 +257,7 @@ def test_entropy_encodes_no_labeled_instances(ray_session: None, student: Studen
     candidates = instances(30)
     with Running(tmp_path, acquisition="entropy") as running:
         scores = running.score(candidates, instances(5, prefix="labeled"), student)
-        assert running.calls("encode") == []
+        assert running.calls("featurize") == []
     features = student_model(student).predict([item.student_input for item in candidates])
     expected = -(features.probs * np.log(features.probs)).sum(axis=1)
     np.testing.assert_allclose(scores.values, expected, rtol=1e-4, atol=1e-6)

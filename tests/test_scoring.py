@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import itertools
-import math
 import pickle
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from genal_ray.acquisition import Features, Neighbours
+from genal_ray.acquisition import Features
 from genal_ray.acquisition.entropy import Entropy
 from genal_ray.acquisition.random import Random
 from genal_ray.acquisition.signal import Signal
 from genal_ray.knn import LabeledIndex
-from genal_ray.scoring import MAX_SMALL_PIECES, Piece, cut, score_piece
+from genal_ray.scoring import MAX_SMALL_PIECES, Piece, cut, normalized, score_piece
 from genal_ray.types import Text
 
 
 class Lengths:
     """A student that knows the length of a text only."""
 
-    def predict(self, texts: Sequence[Text]) -> Features:
+    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
         lengths = np.array([[len(str(text))] for text in texts], np.float32)
         probs = np.concatenate([1 / (1 + lengths), lengths / (1 + lengths)], axis=1)
         return Features(probs=probs, encodings=lengths)
@@ -66,14 +65,22 @@ def test_piece_is_scored_and_timed() -> None:
     piece = Piece(texts=tuple(texts_of([1, 3])), seeds=np.arange(2, dtype=np.uint64))
     scored = score_piece(piece, Signal(k=1), Lengths(), labeled)
     assert scored.values.shape == (2,)
-    assert scored.neighbour_distance == 1.0
-    assert scored.student_s > 0
-    assert scored.acquisition_s > 0
+    assert scored.nearest is not None
+    assert scored.nearest.distances.tolist() == [[1.0], [1.0]]
+    assert scored.nearest.rows.tolist() == [[0], [0]]
+    assert scored.times.student_s > 0
+    assert scored.times.acquisition_s > 0
     again = pickle.loads(pickle.dumps(scored))
     np.testing.assert_array_equal(again.values, scored.values)
 
 
 def test_entropy_and_random_need_no_labeled_features_and_random_no_student() -> None:
     piece = Piece(texts=("a", ("b", "c")), seeds=np.array([5, 2**63], dtype=np.uint64))
-    assert math.isnan(score_piece(piece, Entropy(), Lengths(), Neighbours()).neighbour_distance)
-    assert score_piece(piece, Random(), None, Neighbours()).values.shape == (2,)
+    assert score_piece(piece, Entropy(), Lengths(), None).nearest is None
+    assert score_piece(piece, Random(), None, None).values.shape == (2,)
+
+
+def test_normalized_encodings_have_unit_length_and_zeros_stay() -> None:
+    encodings = np.array([[3, 4], [0, 0], [1e-30, 0]], np.float32)
+    unit = normalized(Features(probs=np.ones((3, 1), np.float32), encodings=encodings)).encodings
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)

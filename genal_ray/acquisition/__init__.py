@@ -7,8 +7,8 @@ see features only, which the scorers compute: `needs` says which.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -37,21 +37,24 @@ class Features:
 
     def take(self, rows: Rows) -> Features:
         """The features of `rows`, in their order."""
-        return Features(**{name: None if a is None else a[rows] for name, a in self._arrays()})
-
-    @classmethod
-    def concatenate(cls, parts: list[Features]) -> Features:
-        """The rows of `parts` (at least one, all with the same arrays), one after the other."""
-        columns = zip(*(part._arrays() for part in parts), strict=True)
-        return cls(
-            **{
-                column[0][0]: None if column[0][1] is None else np.concatenate([a for _, a in column if a is not None])
-                for column in columns
-            }
+        return Features(
+            probs=self.probs[rows],
+            encodings=self.encodings[rows],
+            dropout_probs=None if self.dropout_probs is None else self.dropout_probs[rows],
+            synthetic=None if self.synthetic is None else self.synthetic[rows],
         )
 
-    def _arrays(self) -> Iterator[tuple[str, np.ndarray | None]]:
-        return ((field.name, getattr(self, field.name)) for field in fields(self))
+    @classmethod
+    def concatenate(cls, parts: Sequence[Features]) -> Features:
+        """The rows of `parts` (at least one), one after the other; arrays that a part lacks are left out."""
+        dropout = [part.dropout_probs for part in parts if part.dropout_probs is not None]
+        synthetic = [part.synthetic for part in parts if part.synthetic is not None]
+        return cls(
+            probs=np.concatenate([part.probs for part in parts]),
+            encodings=np.concatenate([part.encodings for part in parts]),
+            dropout_probs=np.concatenate(dropout) if len(dropout) == len(parts) else None,
+            synthetic=np.concatenate(synthetic) if len(synthetic) == len(parts) else None,
+        )
 
 
 class Neighbours:

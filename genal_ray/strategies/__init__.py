@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from genal_ray.acquisition import Acquisition
 from genal_ray.registry import Plugin
 from genal_ray.types import Prompt
 
@@ -21,6 +23,11 @@ class Strategy(Plugin):
     retention_rounds: int = 1
     """Rounds for which an unselected synthetic instance stays in the pool; 1: only the round that wrote it."""
 
+    labels_real: ClassVar[bool] = True
+    """Whether real instances may be chosen for labeling."""
+    labels_synthetic: ClassVar[bool] = True
+    """Whether synthetic instances may be chosen for labeling."""
+
     @property
     def group_size(self) -> int:
         """Completions asked of every prompt text; a learner with a group baseline needs at least 2."""
@@ -31,3 +38,18 @@ class Strategy(Plugin):
         self, pools: Pools, task: Task, *, round: int, budget: int, rng: np.random.Generator
     ) -> list[Prompt]:
         """The prompts of a round that buys `budget` labels."""
+
+    def selector(self, configured: Acquisition) -> Acquisition:
+        """What chooses the instances to be labeled; `configured` is the run's `acquisition`."""
+        return configured
+
+    def reward(self, configured: Acquisition) -> Acquisition:
+        """What rewards the generator unless `reward.acquisition` says so; `configured` is the run's `acquisition`."""
+        return self.selector(configured)
+
+    def discard(self, scores: Mapping[str, float], budget: int) -> set[str]:
+        """Ids of synthetic instances of this round that leave the pool before anything is chosen.
+
+        `scores` are those of the round's synthetic instances by the selector, in the order in which they were written.
+        """
+        return set()
