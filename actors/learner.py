@@ -67,20 +67,28 @@ class LearnerGroup:
         (host, port), *_ = await self._call("listen", ranks=[0])
         await self._call("start", host, port, None if state is None else state / "learner")
 
-    async def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> PolicyUpdate:
-        """One PPO update; the policy is then in output_dir/model, the learner's state in output_dir/learner.
+    async def update(
+        self, rollouts: Sequence[Rollout], version: int, output_dir: Path, *, kl_factor: float = 1.0
+    ) -> PolicyUpdate:
+        """One update; the policy is then in output_dir/model, the learner's state in output_dir/learner.
+
+        `kl_factor` (above 0) multiplies the KL coefficient of this and all later updates.
 
         Raises RunError when a worker fails or time runs out; the group is then stopped.
         """
         started = time.perf_counter()
         shared = ray.put(list(rollouts))
-        metrics, *_ = await self._call("update", shared, version, output_dir)
+        metrics, *_ = await self._call("update", shared, version, output_dir, kl_factor)
         metrics["rl/update_s"] = time.perf_counter() - started
         return PolicyUpdate(version=version, path=str(output_dir / "model"), metrics=metrics)
 
-    async def restore(self, path: Path) -> None:
-        """Goes back to the state that `update` saved below `path`."""
-        await self._call("restore", path / "learner")
+    async def restore(self, policy: PolicyUpdate) -> None:
+        """Goes back to the state, KL coefficient included, that `update` saved with `policy`; the replicas keep what
+        they have until `hand_over`.
+
+        Raises UserError when there is no such state, RunError as `update` does; the group is then stopped.
+        """
+        await self._call("restore", Path(policy.path).parent / "learner")
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""

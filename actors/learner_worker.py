@@ -7,7 +7,7 @@ update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a pl
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,6 @@ class LearnerWorker:
             saved.check(self._fingerprint())
             saved.load_parameters(policy)
         self._engine = DeepSpeedEngine(policy, reference, self._learner, self._device)
-        self._sender = None
         self._num_updates = 0
         self._kl_coefficient = self._learner.kl.coefficient
         if saved is not None:
@@ -93,11 +92,16 @@ class LearnerWorker:
             self._kl_coefficient = float(saved.settings["kl_coefficient"])
             self._engine.load_moments(saved, int(saved.settings["num_steps"]))
 
-    def update(self, rollouts: Sequence[Rollout], version: int, output_dir: Path) -> dict[str, float]:
-        """One PPO update, then policy and state are saved below `output_dir`; returns `rl/*` metrics.
+    def update(
+        self, rollouts: Sequence[Rollout], version: int, output_dir: Path, kl_factor: float = 1.0
+    ) -> dict[str, float]:
+        """One update, then policy and state are saved below `output_dir`; returns `rl/*` metrics.
 
-        Random numbers follow from the run's seed and `version` alone: an update that is repeated repeats itself.
+        `kl_factor` multiplies the KL coefficient from here on. Random numbers follow from the run's seed and
+        `version` alone: an update that is repeated repeats itself.
         """
+        assert kl_factor > 0, "a KL coefficient of 0 could never grow again"
+        self._kl_coefficient *= kl_factor
         batch = pack(rollouts, self._device)
         metrics = {"rl/num_rollouts": float(len(batch)), "rl/num_empty": float(len(rollouts) - len(batch))}
         if len(batch):
@@ -137,7 +141,7 @@ class LearnerWorker:
 
     def weight_source(self) -> PolicyWeights:
         """The policy's weights as they are whenever it is iterated."""
-        return PolicyWeights(self._engine, self._compute_dtype)
+        return PolicyWeights(lambda: self._engine, self._compute_dtype)
 
     def stop(self) -> None:
         dist.destroy_process_group()
@@ -232,18 +236,21 @@ class LearnerWorker:
 
 
 class PolicyWeights:
-    """`actors.weight_sender.WeightSource` of a DeepSpeed engine's policy, LoRA merged."""
+    """`actors.weight_sender.WeightSource` of the policy of a DeepSpeed engine, LoRA merged."""
 
-    def __init__(self, engine: DeepSpeedEngine, dtype: torch.dtype) -> None:
+    def __init__(self, engine: Callable[[], DeepSpeedEngine], dtype: torch.dtype) -> None:
+        """`engine` is asked each time: `LearnerWorker.restore` builds a new one while a sender keeps its group."""
         self._engine = engine
         self._dtype = dtype
 
     def metadata(self) -> Sequence[ParamMeta]:
+        engine = self._engine()
         return [
-            ParamMeta(name=name, dtype=self._dtype, shape=self._engine.whole_shape(parameter))
-            for name, parameter, _ in policy_parameters(self._engine.module)
+            ParamMeta(name=name, dtype=self._dtype, shape=engine.whole_shape(parameter))
+            for name, parameter, _ in policy_parameters(engine.module)
         ]
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         """(Hugging Face name, whole tensor); all workers must go through it together."""
-        return policy_tensors(self._engine.module, self._dtype, self._engine.gathered)
+        engine = self._engine()
+        return policy_tensors(engine.module, self._dtype, engine.gathered)

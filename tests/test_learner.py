@@ -6,6 +6,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +209,28 @@ def test_the_group_learns_saves_hands_over_and_says_why_it_fails(
             assert handed == [policy]
             check_update(policy, tiny_lm, tmp_path / "1")
             second = await group.update(make_rollouts(6), 2, tmp_path / "2")
-            await group.restore(tmp_path / "1")
+            await group.restore(policy)
             await group.update(make_rollouts(6), 2, tmp_path / "again")
             for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
                 assert_equal(load_file(tmp_path / "again" / file), load_file(tmp_path / "2" / file))
-            nothing = await group.update([], 3, tmp_path / "3")
+            nothing = await group.update([], 3, tmp_path / "3", kl_factor=2.0)
             assert nothing.metrics["rl/num_rollouts"] == 0
+            assert kl_coefficients(tmp_path, "again", "3") == [0.05, 0.1]
             assert_equal(
                 load_file(Path(nothing.path) / "model.safetensors"),
                 load_file(Path(second.path) / "model.safetensors"),
             )
             with pytest.raises(UserError, match="holds no learner state"):
-                await group.restore(tmp_path)
+                await group.restore(replace(policy, path=str(tmp_path / "model")))
         finally:
             await group.stop()
 
     asyncio.run(scenario())
+
+
+def kl_coefficients(folder: Path, *names: str) -> list[float]:
+    """As they are saved with the learner's states."""
+    return [json.loads((folder / name / "learner" / "state.json").read_text())["kl_coefficient"] for name in names]
 
 
 def check_update(policy: PolicyUpdate, model: Path, folder: Path) -> None:
