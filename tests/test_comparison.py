@@ -41,15 +41,18 @@ def curve(method: str, seed: int, accuracies: Sequence[float], *, step: int = 10
 
 
 def make_run(
-    directory: Path, method: str, seed: int, accuracies: Sequence[float], *, total: int = 2 * POOL, seconds: float = 1.0
+    directory: Path, method: str, seed: int, accuracies: Sequence[float], *, done: bool = True, seconds: float = 1.0
 ) -> RunDirectory:
     """A run directory of the demo with a round for each accuracy, 10 labels each."""
+    total = POOL if method == "random" else 2 * POOL
     run = RunDirectory(run_path(directory, method, seed))
     run.create(load_config("demo", [*find_method(method).overrides, f"seed={seed}"]))
     run.write_record("budget.json", {"initial": 10, "per_round": 10, "total": total, "pool_size": POOL})
     for i, accuracy in enumerate(accuracies):
         metrics = {"al/num_labels": 10.0 * (i + 1), "al/accuracy": accuracy, "al/macro_f1": accuracy / 2}
         run.commit(RoundReport(round=i, metrics={**metrics, "timing/round": seconds}))
+    if done:
+        run.record_outcome("the budget is spent")
     return run
 
 
@@ -134,19 +137,12 @@ def test_file_that_is_no_curves_is_refused(tmp_path: Path, text: str, complaint:
 # runs
 
 
-def test_run_is_done_when_its_budget_is_spent(tmp_path: Path) -> None:
-    make_run(tmp_path, "signal", 0, [0.5] * 10)
-    make_run(tmp_path, "signal", 1, [0.5] * 9)
-    assert read_run(tmp_path, "signal", 0).done
-    assert not read_run(tmp_path, "signal", 1).done
-
-
-def test_pool_method_is_done_with_the_whole_pool(tmp_path: Path) -> None:
+def test_run_is_done_when_its_end_is_recorded(tmp_path: Path) -> None:
     make_run(tmp_path, "random", 0, [0.5] * 5)
-    make_run(tmp_path, "random", 1, [0.5] * 4)
+    make_run(tmp_path, "random", 1, [0.5] * 4, done=False)
     first, second = read_runs(tmp_path, ["random"], [0, 1])
-    assert (first.total, first.done) == (POOL, True)
-    assert (second.num_labels, second.done) == (40, False)
+    assert (first.num_labels, first.total, first.done) == (POOL, POOL, True)
+    assert (second.num_labels, second.total, second.done) == (40, POOL, False)
 
 
 def test_run_that_has_not_begun_has_no_points(tmp_path: Path) -> None:
@@ -316,8 +312,8 @@ def test_figure_files_are_the_same_for_the_same_points(tmp_path: Path, points: l
 
 def test_readme_says_which_runs_are_not_done_and_how_to_go_on(tmp_path: Path) -> None:
     make_run(tmp_path, "random", 0, [0.5] * 5)
-    make_run(tmp_path, "random", 1, [0.5] * 2)
-    make_run(tmp_path, "signal", 0, [0.5] * 3)
+    make_run(tmp_path, "random", 1, [0.5] * 2, done=False)
+    make_run(tmp_path, "signal", 0, [0.5] * 3, done=False)
     runs = read_runs(tmp_path, ["random", "signal"], [0, 1])
     text = readme(description(), runs, summarise([]), {("signal", 0): "the | driver died\ntraceback"})
     assert "1 of 4 runs are done" in text
@@ -369,7 +365,7 @@ def test_outputs_do_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
 
 def test_outputs_of_a_begun_comparison_show_all_rounds_and_count_finished_runs(tmp_path: Path) -> None:
     fill(tmp_path, WHOLE[:3])
-    make_run(tmp_path, "signal", 1, [0.5, 0.55])
+    make_run(tmp_path, "signal", 1, [0.5, 0.55], done=False)
     summary = write_outputs(tmp_path, description())
     assert [method.num_seeds for method in summary.methods] == [2, 1]
     assert summary.end == 1.0

@@ -26,14 +26,12 @@ class ComparedRun:
     """Its committed rounds."""
     total: int
     """Labels that it may buy, the initial labeled set included; 0 when it has not begun."""
+    done: bool
+    """Whether it came to its end: the budget is spent, or the pool is labeled."""
 
     @property
     def num_labels(self) -> int:
         return self.points[-1].num_labels if self.points else 0
-
-    @property
-    def done(self) -> bool:
-        return bool(self.points) and self.num_labels >= self.total
 
 
 def read_runs(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> list[ComparedRun]:
@@ -42,20 +40,15 @@ def read_runs(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> 
 
 
 def read_run(directory: Path, method: str, seed: int) -> ComparedRun:
-    """One run of a comparison directory; without points when it has not begun.
-
-    A run without a generator ends when its pool is labeled, whatever budget.total allows.
-    """
+    """One run of a comparison directory; without points when it has not begun."""
     run = RunDirectory(run_path(directory, method, seed))
     try:
         budget = json.loads((run.path / "budget.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return ComparedRun(method=method, seed=seed, points=(), total=0)
-    total, pool_size = int(budget["total"]), int(budget["pool_size"])
-    if run.load_config().generator is None:
-        total = min(total, pool_size)
-    points = read_curve(run, method, seed, pool_size)
-    return ComparedRun(method=method, seed=seed, points=tuple(points), total=total)
+        return ComparedRun(method=method, seed=seed, points=(), total=0, done=False)
+    points = tuple(read_curve(run, method, seed, budget["pool_size"]))
+    done = run.outcome() is not None
+    return ComparedRun(method=method, seed=seed, points=points, total=budget["total"], done=done)
 
 
 def points_of(runs: Sequence[ComparedRun]) -> list[Point]:
