@@ -31,9 +31,7 @@ class Description:
     methods: tuple[Method, ...]
     seeds: tuple[int, ...]
     command: tuple[str, ...]
-    """The words of the command line that repeats it."""
-    resume: tuple[str, ...]
-    """The words of the command line that goes on with it."""
+    """The words of the command line that repeats it, or goes on with it."""
     versions: Mapping[str, str]
     """Software it ran with; see `installed_versions`."""
 
@@ -139,7 +137,7 @@ def _state(description: Description, runs: Sequence[ComparedRun], failures: Mapp
     return (
         f"## Runs\n\n{len(runs) - len(unfinished)} of {len(runs)} runs are done. Not done:\n\n"
         f"{_table(('method', 'seed', 'labels', 'state'), rows)}\n\n"
-        f"Go on with them:\n\n    {shlex.join(description.resume)}\n\n"
+        f"Go on with them:\n\n    {shlex.join(description.command)}\n\n"
         "Finished runs are not repeated; one that was interrupted goes on after its last finished stage."
     )
 
@@ -148,7 +146,7 @@ def _why(run: ComparedRun, failures: Mapping[tuple[str, int], str]) -> str:
     failure = failures.get((run.method, run.seed))
     if failure is not None:
         return "failed: " + (failure.strip().splitlines() or ["no message"])[0]
-    return "interrupted, or still running" if run.points else "not begun"
+    return "interrupted, or still running" if run.total else "not begun"
 
 
 def _repeat(description: Description) -> str:

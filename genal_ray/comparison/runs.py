@@ -46,9 +46,13 @@ def read_run(directory: Path, method: str, seed: int) -> ComparedRun:
         budget = json.loads((run.path / "budget.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ComparedRun(method=method, seed=seed, points=(), total=0, done=False)
-    points = tuple(read_curve(run, method, seed, budget["pool_size"]))
-    done = run.outcome() is not None
-    return ComparedRun(method=method, seed=seed, points=points, total=budget["total"], done=done)
+    return ComparedRun(
+        method=method,
+        seed=seed,
+        points=tuple(read_curve(run, method, seed, int(budget["pool_size"]))),
+        total=int(budget["total"]),
+        done=run.outcome() is not None,
+    )
 
 
 def points_of(runs: Sequence[ComparedRun]) -> list[Point]:
