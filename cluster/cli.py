@@ -1,5 +1,5 @@
-"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `report`, `plan`, `presets`, `doctor` and
-`train-annotator`.
+"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `compare`, `methods`, `report`, `plan`,
+`presets`, `doctor` and `train-annotator`.
 
 Exit codes: 0 done (or stopped on request), 2 wrong usage or input, 1 failed, 130 interrupted before the run began.
 Ray and torch are imported by the commands that need them, so that help and input errors are immediate.
@@ -102,6 +102,55 @@ def resume(directory: Directory, address: Address = None) -> None:
     """Go on with a run that was stopped or failed; finished stages are not repeated."""
     store = RunDirectory(directory)
     _launch(store.load_config(), store, address=address, resume=True)
+
+
+@app.command(
+    epilog="Example: genal-ray compare demo --methods random,entropy,signal --seeds 2 --set budget.max_rounds=3"
+)
+def compare(
+    config: Config,
+    methods: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="methods that ship; see `genal-ray methods`")],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:KEY=VALUE,...", help="a method of your own; may be given many times"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each method, on the same initial sets")] = 3,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="comparison directory, new or to go on with")] = Path(
+        "runs/comparison"
+    ),
+    overrides: Overrides = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="runs at a time (default: as many as cores, GPUs and memory allow)")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Learning curves of several methods on one configuration; the same command goes on with what was cut off."""
+    from cluster.compare import plan as make_comparison
+    from cluster.compare import run as run_comparison
+    from cluster.console import ConsoleComparisonView, show_summary
+
+    names = [*(name.strip() for name in methods.split(",") if name.strip()), *(method or [])]
+    comparison = make_comparison(config, names, seeds, out.absolute(), overrides or [])
+    to = console()
+    with ConsoleComparisonView(to, len(comparison.jobs)) as shown:
+        for note in comparison.notes:
+            shown.say(f"note: {note}")
+        summary = run_comparison(comparison, address=address, parallel=parallel, view=shown)
+    show_summary(to, summary, comparison.directory)
+
+
+@app.command(epilog="Example: genal-ray methods --json")
+def methods(as_json: AsJson = False) -> None:
+    """What `compare` can compare."""
+    from genal_ray.methods import find_method, method_names
+
+    found = [find_method(name) for name in method_names()]
+    if as_json:
+        _print_json({"methods": [asdict(method) for method in found]})
+        return
+    width = max(len(method.name) for method in found)
+    for item in found:
+        typer.echo(f"{item.name:<{width}}  {item.description}")
 
 
 @app.command(epilog="Example: genal-ray status runs/first --json")

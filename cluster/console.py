@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from genal_ray.comparison.summary import SHARES, Summary
 from genal_ray.interfaces import Progress as Report
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.types import RoundReport
@@ -84,11 +85,15 @@ class PlainView:
     def __init__(self, to: Console) -> None:
         self._console = to
         self._shown = -1
+        self._noted = 0
 
     def say(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
+        for note in status.notes[self._noted :]:
+            self.say(note)
+        self._noted = len(status.notes)
         for report in status.reports:
             if report.round > self._shown:
                 cells = ", ".join(
@@ -139,7 +144,65 @@ class TerminalView:
         status = self._status
         line = f"{status.state}, {status.num_labels} of {status.budget} labels"
         rows = [rounds_table(status.reports)] if status.reports else []
-        return Group(*rows, line, self._bars)
+        return Group(*(escape(note) for note in status.notes), *rows, line, self._bars)
+
+
+class ComparisonView:
+    """Is told how a comparison gets on; this one shows nothing."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, num_labels: int, total: int) -> None:
+        """Labels bought and to be bought, over all runs."""
+
+
+class ConsoleComparisonView(ComparisonView):
+    """A line for each run that ends, and on a terminal a bar over the labels of all runs."""
+
+    def __init__(self, to: Console, num_runs: int) -> None:
+        self._console = to
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=to, transient=True, disable=not to.is_terminal,
+        )  # fmt: skip
+        self._task = self._bars.add_task(f"labels of {num_runs} runs", total=None)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(escape(text), soft_wrap=True)
+
+    def progress(self, num_labels: int, total: int) -> None:
+        self._bars.update(self._task, completed=num_labels, total=total)
+
+
+def show_summary(to: Console, summary: Summary, directory: Path) -> None:
+    """The methods of a comparison side by side, in %, and where the rest is."""
+    shares = [f"{share}%" for share in SHARES]
+    heads = ("method", "runs", *(f"at {share}" for share in shares), "AUC", "AUC - random")
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for method in summary.methods:
+        figures = [*method.accuracy.values(), method.auc]
+        cells = ["-" if f is None else percent(f.mean, f.std) for f in figures]
+        gain = "-" if method.auc_gain is None else f"{100 * method.auc_gain.mean:+.2f}"
+        table.add_row(method.method, str(method.num_seeds), *cells, gain)
+    to.print()
+    to.print(table)
+    to.print()
+    for line in (f"curves     {directory / 'curves.csv'}", f"figure     {directory / 'figure.png'}",
+                 f"all of it  {directory / 'README.md'}"):  # fmt: skip
+        to.print(escape(line), soft_wrap=True)
+
+
+def percent(mean: float, std: float | None) -> str:
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def rounds_table(reports: tuple[RoundReport, ...]) -> Table:

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from cluster import contact
 from cluster.console import NoView, View
 from cluster.machine import this_machine
-from cluster.resources import Placement, check_local, requirements
+from cluster.resources import Placement, check_local, private_cpus, requirements
 from cluster.runtime_env import go_offline
 
 if TYPE_CHECKING:
     from genal_ray.preflight import Preflight
+from genal_ray.budget import Budget
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
 from genal_ray.status import RunStatus
@@ -79,17 +80,21 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             from cluster.session import check_not_running, wait_for_cluster
 
             view.say(f"waiting for resources of the cluster at {address}")
-            check_not_running(_driver_name(config))
+            check_not_running(driver_name(config))
             wait_for_cluster(placements, config.cluster.resource_wait_s)
         if not resume:
             store.create(config)
-        store.write_record("budget.json", {**asdict(checked.budget), "num_rounds": checked.budget.num_rounds})
+        record_budget(store, checked.budget)
         try:
             return _drive(config, store, session.address, view)
         except RunError as error:
             if address is not None:
-                _clean_up(config)
+                clean_up(config)
             raise RunError(f"{error}{_evidence(session, store)}") from error
+
+
+def record_budget(store: RunDirectory, budget: Budget) -> None:
+    store.write_record("budget.json", {**asdict(budget), "num_rounds": budget.num_rounds})
 
 
 def check(config: RunConfig, directory: Path, *, resume: bool) -> Preflight:
@@ -107,24 +112,14 @@ def check(config: RunConfig, directory: Path, *, resume: bool) -> Preflight:
 def _cluster(config: RunConfig, placements: Sequence[Placement], address: str | None) -> AbstractContextManager[Any]:
     from cluster import session
 
-    return session.private_cluster(config, placements) if address is None else session.joined_cluster(config, address)
+    if address is not None:
+        return session.joined_cluster(config, address)
+    return session.private_cluster(config, private_cpus(config, placements))
 
 
 def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> RunStatus:
     """Start the driver, tell other terminals where it is, and watch it to its end."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from actors.driver import Driver
-    from cluster.session import NAMESPACE
-
-    name = _driver_name(config)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    actor = ray.remote(Driver).options(
-        name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
-    )
-    driver = actor.remote(config.to_yaml(), str(store.path))
-    contact.announce(store, address=address, namespace=NAMESPACE, actor=name)
+    driver = start_driver(config, store, address)
     try:
         with interrupts() as pressed:
             return _watch(driver, store, view, pressed)
@@ -132,11 +127,29 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
         contact.withdraw(store)
 
 
-def _driver_name(config: RunConfig) -> str:
+def start_driver(config: RunConfig, store: RunDirectory, address: str) -> Any:
+    """The driver actor of a run, on this machine; other terminals find it until `contact.withdraw`."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from actors.driver import Driver
+    from cluster.session import NAMESPACE
+
+    name = driver_name(config)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(Driver).options(
+        name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
+    )
+    driver = actor.remote(config.to_yaml(), str(store.path))
+    contact.announce(store, address=address, namespace=NAMESPACE, actor=name)
+    return driver
+
+
+def driver_name(config: RunConfig) -> str:
     return f"driver-{config.name}-{config.fingerprint()}"
 
 
-def _clean_up(config: RunConfig) -> None:
+def clean_up(config: RunConfig) -> None:
     """Take down what a driver that died could not: its Serve application."""
     from actors.driver import application_name
     from cluster.session import delete_application

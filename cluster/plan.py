@@ -20,7 +20,6 @@ class Plan:
     address: str | None
     """Of the cluster that would be joined; None: a private one on this machine."""
     budget: Budget
-    pool_size: int
     evaluation_size: int
     notes: tuple[str, ...]
     placements: tuple[Placement, ...]
@@ -32,7 +31,6 @@ class Plan:
             "directory": str(self.directory),
             "address": self.address,
             "budget": {**asdict(self.budget), "num_rounds": self.budget.num_rounds},
-            "pool": self.pool_size,
             "evaluation": self.evaluation_size,
             "notes": self.notes,
             "resources": [asdict(placement) for placement in self.placements],
@@ -47,7 +45,7 @@ class Plan:
         )
         return (
             f"# fingerprint {self.config.fingerprint()}\n{self.config.to_yaml()}\n"
-            f"data     pool of {self.pool_size}, evaluation split of {self.evaluation_size}\n"
+            f"data     pool of {b.pool_size}, evaluation split of {self.evaluation_size}\n"
             f"budget   {b.initial} labels at first, {b.per_round} a round, {b.total} in all: {b.num_rounds} rounds\n"
             f"output   {self.directory}\n"
             f"where    {place}\n"
@@ -69,7 +67,6 @@ def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None)
         directory=directory,
         address=address,
         budget=checked.budget,
-        pool_size=len(checked.corpus.pool),
         evaluation_size=len(checked.corpus.evaluation),
         notes=checked.notes,
         placements=placements,

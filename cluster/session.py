@@ -15,7 +15,7 @@ import ray
 from ray.util import placement_group, remove_placement_group
 
 from cluster.machine import GIB, is_listening
-from cluster.resources import Placement, describe, private_cpus
+from cluster.resources import Placement, describe, sequence
 from cluster.runtime_env import runtime_env
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
@@ -43,8 +43,8 @@ class Session:
 
 
 @contextmanager
-def private_cluster(config: RunConfig, placements: Sequence[Placement]) -> Iterator[Session]:
-    """A Ray cluster of this process alone, gone with its files at the end."""
+def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
+    """A Ray cluster of this process alone with `num_cpus` logical CPUs, gone with its files at the end."""
     parent = Path(config.cluster.temp_dir or tempfile.gettempdir())
     parent.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="gr-", dir=parent)
@@ -54,7 +54,7 @@ def private_cluster(config: RunConfig, placements: Sequence[Placement]) -> Itera
         context = ray.init(
             address="local",
             namespace=NAMESPACE,
-            num_cpus=private_cpus(config, placements),
+            num_cpus=num_cpus,
             object_store_memory=int(config.cluster.object_store_gib * GIB),
             include_dashboard=port is not None,
             dashboard_port=port,
@@ -122,18 +122,20 @@ def wait_for_cluster(placements: Sequence[Placement], timeout_s: float) -> None:
 
     Raises UserError, with what is wanted and what there is, when that has not happened in `timeout_s` seconds.
     """
-    bundles = [
-        {name: amount for name, amount in (("CPU", p.num_cpus), ("GPU", p.num_gpus)) if amount}
-        for p in placements
-        for _ in range(p.count)
-    ]
-    group = placement_group([bundle for bundle in bundles if bundle])
-    try:
-        if group.wait(timeout_seconds=timeout_s):
-            return
-        raise UserError(_too_little(placements, timeout_s))
-    finally:
-        remove_placement_group(group)
+    for step in sequence(placements):
+        bundles = [
+            {name: amount for name, amount in (("CPU", p.num_cpus), ("GPU", p.num_gpus)) if amount}
+            for p in step
+            for _ in range(p.count)
+        ]
+        if not any(bundles):
+            continue
+        group = placement_group([bundle for bundle in bundles if bundle])
+        try:
+            if not group.wait(timeout_seconds=timeout_s):
+                raise UserError(_too_little(placements, timeout_s))
+        finally:
+            remove_placement_group(group)
 
 
 def _too_little(placements: Sequence[Placement], timeout_s: float) -> str:

@@ -101,7 +101,7 @@ def test_misspelt_key_suggests(reviews: Path, capsys: pytest.CaptureFixture[str]
         ("student.batch_size=many", "student.batch_size"),
         ("data.train=nowhere.jsonl", "nowhere.jsonl"),
         ("student.model=/no/such/folder", "/no/such/folder"),
-        ("budget.total=50", "budget.total"),
+        ("budget.total=5", "budget.total"),
         ("cluster.num_cpus=1", "cluster.num_cpus"),
         ("scorer.num_gpus=64", "GPUs are asked for"),
     ],
@@ -123,7 +123,7 @@ def test_plan_shows_configuration_budget_and_resources(reviews: Path, capsys: py
 def test_plan_as_json(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(reviews), "--output-dir", str(tmp_path / "out"), "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert plan["budget"] == {"initial": 6, "per_round": 4, "total": 18, "num_rounds": 3}
+    assert plan["budget"] == {"initial": 6, "per_round": 4, "total": 18, "pool_size": 24, "num_rounds": 3}
     assert plan["directory"] == str(tmp_path / "out")
     assert [p["actor"] for p in plan["resources"]] == ["driver", "scorer", "student"]
     assert not (tmp_path / "out").exists()

@@ -64,7 +64,6 @@ def description(methods: Sequence[str] = ("random", "signal"), seeds: Sequence[i
         methods=tuple(find_method(name) for name in methods),
         seeds=tuple(seeds),
         command=("genal-ray", "compare", "demo", "--set", "task.domain=customer messages"),
-        resume=("genal-ray", "compare", "--resume", "out"),
         versions={"python": "3.11"},
     )
 
@@ -319,7 +318,7 @@ def test_readme_says_which_runs_are_not_done_and_how_to_go_on(tmp_path: Path) ->
     assert "| random | 1 | 20 of 50 | interrupted, or still running |" in text
     assert "| signal | 0 | 30 of 100 | failed: the \\| driver died |" in text
     assert "| signal | 1 | 0 of ? | not begun |" in text
-    assert "    genal-ray compare --resume out\n" in text
+    assert "    genal-ray compare demo" in text
 
 
 def test_readme_repeats_the_command_as_a_shell_takes_it(tmp_path: Path) -> None:
@@ -328,7 +327,7 @@ def test_readme_repeats_the_command_as_a_shell_takes_it(tmp_path: Path) -> None:
     assert "All 4 runs are done." in text
     assert "    genal-ray compare demo --set 'task.domain=customer messages'\n" in text
     assert "- with `budget.per_round=10`" in text
-    assert "--resume" not in text
+    assert "Go on with them" not in text
 
 
 def test_readme_tables_have_as_many_cells_as_headings(tmp_path: Path) -> None:

@@ -1,0 +1,349 @@
+"""Many runs in one Ray session: the methods of a comparison over the same seeds, as many at a time as there is room.
+
+    methods x seeds ─► jobs ─check─► queue ─► drivers side by side ─► runs/<method>/seed-<n>/ ─► curves, summary, figure
+
+A finished run is not begun again and a run that was cut off goes on, so the same command continues a comparison.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster import contact
+from cluster.console import ComparisonView
+from cluster.launch import check, clean_up, interrupts, record_budget, start_driver
+from cluster.machine import Machine, this_machine
+from cluster.resources import check_local, private_cpus, requirements, totals
+from genal_ray.budget import Budget, resolve_budget
+from genal_ray.comparison.outputs import write_outputs
+from genal_ray.comparison.readme import Description, installed_versions
+from genal_ray.comparison.runs import run_path
+from genal_ray.comparison.summary import Summary
+from genal_ray.config import RunConfig, load_config
+from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.errors import RunError, UserError
+from genal_ray.files import write_json
+from genal_ray.methods import Method, find_method
+from genal_ray.status import RunStatus, State
+from genal_ray.store import RunDirectory
+
+_POLL_S = 0.5
+_STATUS_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+    config: RunConfig
+    store: RunDirectory
+
+    @property
+    def title(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return self.store.outcome() is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was asked for, checked."""
+
+    directory: Path
+    description: Description
+    jobs: tuple[Job, ...]
+    budgets: Mapping[tuple[str, int], Budget]
+    """By method and seed."""
+    notes: tuple[str, ...]
+
+
+@dataclass
+class _Active:
+    job: Job
+    driver: Any
+    work: Any
+    """Reference that is ready when the run has ended."""
+    num_labels: int = 0
+
+
+@dataclass
+class _Work:
+    """The state of the queue."""
+
+    waiting: list[Job]
+    active: list[_Active] = field(default_factory=list)
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
+
+
+def plan(
+    source: str,
+    methods: Sequence[str],
+    seeds: int,
+    directory: Path,
+    overrides: Sequence[str] = (),
+    *,
+    title: str | None = None,
+) -> Comparison:
+    """Every run's configuration, checked. `methods` are names or NAME:key=value,...; seeds are 0 to `seeds` - 1,
+    counted from the configuration's own.
+
+    Raises UserError for anything that would stop one of the runs later, and for a directory that holds other runs.
+    """
+    found = [find_method(name) for name in dict.fromkeys(methods)]
+    if not found:
+        raise UserError("no methods: name some with --methods, such as --methods random,entropy,signal")
+    _refuse_twins(found)
+    first = load_config(source, list(overrides)).seed
+    numbers = range(first, first + seeds)
+    jobs = tuple(_job(source, overrides, method, seed, directory) for method in found for seed in numbers)
+    budgets, notes = _check(jobs)
+    described = Description(
+        title=title or _title(jobs[0].config),
+        config=source,
+        overrides=tuple(overrides),
+        methods=tuple(found),
+        seeds=tuple(numbers),
+        command=_command(source, methods, seeds, directory, overrides),
+        versions=installed_versions(),
+    )
+    return Comparison(directory=directory, description=described, jobs=jobs, budgets=budgets, notes=notes)
+
+
+def run(
+    comparison: Comparison,
+    *,
+    address: str | None = None,
+    parallel: int | None = None,
+    view: ComparisonView | None = None,
+) -> Summary:
+    """All runs that are not done yet, then the outputs. One failed run does not stop the others.
+
+    `parallel` is the number of runs at a time; by default as many as cores, GPUs and memory allow. Raises RunError
+    when runs failed or were stopped, after the outputs of all others were written.
+    """
+    view = view or ComparisonView()
+    directory, jobs = comparison.directory, comparison.jobs
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "comparison.json", asdict(comparison.description))
+    work = _Work(waiting=[job for job in jobs if not job.done])
+    stopped = False
+    if work.waiting:
+        machine = this_machine(directory)
+        if address is None:
+            for job in work.waiting:
+                check_local(job.config, requirements(job.config), machine)
+        with _session(work.waiting, parallel, machine, address) as session:
+            stopped = _run_all(comparison, work, session.address, _Room(machine, parallel, address), view)
+    summary = write_outputs(directory, comparison.description, work.failures)
+    left = [job.title for job in jobs if not job.done and (job.method, job.seed) not in work.failures]
+    again = shlex.join(comparison.description.command)
+    if work.failures:
+        listed = "\n".join(f"- {method}, seed {seed}: {why}" for (method, seed), why in work.failures.items())
+        raise RunError(f"{len(work.failures)} of {len(jobs)} runs failed:\n{listed}\ngo on with: {again}")
+    if stopped:
+        raise RunError(f"stopped with {len(left)} of {len(jobs)} runs not done; go on with: {again}")
+    return summary
+
+
+def _job(source: str, overrides: Sequence[str], method: Method, seed: int, directory: Path) -> Job:
+    settings = ["keep_last=1", *overrides, *method.overrides, f"seed={seed}", f"name={method.name[:48]}-{seed}"]
+    try:
+        config = load_config(source, settings)
+    except UserError as error:
+        raise UserError(f"method {method.name}: {error}") from error
+    store = RunDirectory(run_path(directory, method.name, seed))
+    return Job(method=method.name, seed=seed, config=config, store=store)
+
+
+def _refuse_twins(methods: Sequence[Method]) -> None:
+    """Two methods of one name would share their folders."""
+    names = [method.name for method in methods]
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise UserError(f"these methods are there twice: {', '.join(twins)}")
+
+
+def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[str, ...]]:
+    """Budgets and notes. Methods are checked on the first seed, data on every seed; runs share both."""
+    corpora: dict[str, Corpus] = {}
+    budgets: dict[tuple[str, int], Budget] = {}
+    checked: set[str] = set()
+    notes: list[str] = []
+    for job in jobs:
+        if job.store.config_file.exists() and job.store.load_config().fingerprint() != job.config.fingerprint():
+            raise UserError(
+                f"{job.store.path} holds a run of another configuration: give another --out, or remove that folder"
+            )
+        if job.method not in checked and not job.done:
+            found = check(job.config, job.store.path, resume=job.store.config_file.exists())
+            notes += [f"{job.method}: {note}" for note in found.notes]
+            checked.add(job.method)
+        data = job.config.data.model_dump_json() + job.config.task.model_dump_json() + str(job.seed)
+        if data not in corpora:
+            corpora[data] = load_corpus(job.config)
+        budgets[job.method, job.seed] = resolve_budget(job.config, len(corpora[data].pool))
+    return budgets, tuple(notes)
+
+
+def _title(config: RunConfig) -> str:
+    data = config.data
+    size = f"pool of {data.pool_size}" if isinstance(data.pool_size, int) else f"pool {100 * data.pool_size:g}%"
+    return f"{data.subset or Path(data.source or data.train).name}, {size}"
+
+
+def _command(
+    source: str, methods: Sequence[str], seeds: int, directory: Path, overrides: Sequence[str]
+) -> tuple[str, ...]:
+    names = [name for name in methods if ":" not in name]
+    words = ["genal-ray", "compare", source]
+    words += ["--methods", ",".join(names)] if names else []
+    for definition in (name for name in methods if ":" in name):
+        words += ["--method", definition]
+    words += ["--seeds", str(seeds)]
+    for setting in overrides:
+        words += ["--set", setting]
+    return (*words, "--out", str(directory))
+
+
+def _session(
+    jobs: Sequence[Job], parallel: int | None, machine: Machine, address: str | None
+) -> AbstractContextManager[Any]:
+    from cluster import session
+
+    if address is not None:
+        return session.joined_cluster(jobs[0].config, address)
+    most = parallel or len(jobs)
+    wanted = sorted((private_cpus(job.config, requirements(job.config)) for job in jobs), reverse=True)
+    return session.private_cluster(jobs[0].config, sum(wanted[:most]))
+
+
+class _Room:
+    """Whether another run fits beside those that are going on."""
+
+    def __init__(self, machine: Machine, parallel: int | None, address: str | None) -> None:
+        self._parallel = parallel
+        self._cores, self._gpus, self._memory = float(machine.cores), float(len(machine.gpus)), machine.memory
+        self._joined = address is not None
+
+    def has(self, job: Job, active: Sequence[_Active]) -> bool:
+        if not active:
+            return True
+        if self._parallel is not None:
+            return len(active) < self._parallel
+        configs = [job.config, *(a.job.config for a in active)]
+        if self._joined:
+            import ray
+
+            free = ray.available_resources()
+            need = totals(requirements(job.config))
+            return bool(free.get("CPU", 0) >= need.num_cpus and free.get("GPU", 0) >= need.num_gpus)
+        needs = [totals(requirements(config)) for config in configs]
+        return (
+            sum(_busy_cores(config) for config in configs) <= self._cores
+            and sum(need.num_gpus for need in needs) <= self._gpus
+            and sum(need.host for need in needs) <= self._memory
+        )
+
+
+def _busy_cores(config: RunConfig) -> float:
+    """Threads that a run keeps busy at once: its stages follow each other, but for student and learner."""
+    student = config.student.num_workers * config.student.threads
+    learner = config.learner.num_workers * config.learner.threads if config.learns else 0
+    generator = config.generator.num_replicas * config.generator.threads if config.generator else 0
+    return max(config.scorer.num_actors * config.scorer.threads, student + learner, generator)
+
+
+def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, view: ComparisonView) -> bool:
+    """Runs the queue; returns whether it was asked to stop before the end."""
+    import ray
+
+    total = sum(budget.total for budget in comparison.budgets.values())
+    heard = 0
+    with interrupts() as pressed:
+        while work.active or (work.waiting and not heard):
+            while work.waiting and not heard and room.has(work.waiting[0], work.active):
+                work.active.append(_start(comparison, work.waiting.pop(0), address))
+            if len(pressed) > heard:
+                heard = len(pressed)
+                _ask_to_stop(work, heard, view)
+            done, _ = ray.wait([a.work for a in work.active], timeout=_POLL_S)
+            for active in list(work.active):
+                if active.work in done:
+                    work.active.remove(active)
+                    _finish(comparison, active, work, view)
+                else:
+                    _look(active)
+            bought = sum(_num_labels(job) for job in comparison.jobs if job not in [a.job for a in work.active])
+            view.progress(bought + sum(a.num_labels for a in work.active), total)
+    return heard > 0
+
+
+def _start(comparison: Comparison, job: Job, address: str) -> _Active:
+    if not job.store.config_file.exists():
+        job.store.create(job.config)
+    record_budget(job.store, comparison.budgets[job.method, job.seed])
+    driver = start_driver(job.config, job.store, address)
+    return _Active(job=job, driver=driver, work=driver.run.remote())
+
+
+def _look(active: _Active) -> None:
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+
+    try:
+        status: RunStatus = ray.get(active.driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
+    except (GetTimeoutError, RayError):
+        return  # `work` tells when the driver is lost
+    active.num_labels = status.num_labels
+
+
+def _finish(comparison: Comparison, active: _Active, work: _Work, view: ComparisonView) -> None:
+    """What became of a run; its process ends, its curve joins the outputs."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    job = active.job
+    try:
+        ray.get(active.work)
+        status: RunStatus = ray.get(active.driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
+        if status.state is State.DONE:
+            accuracy = status.reports[-1].metrics["al/accuracy"]
+            view.say(f"{job.title}: {status.num_labels} labels, accuracy {accuracy:.4f}; {status.reason}")
+    except RayError as error:
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        work.failures[job.method, job.seed] = str(cause)
+        view.say(f"{job.title} failed: {cause}")
+        if job.config.generator is not None:
+            clean_up(job.config)
+    finally:
+        contact.withdraw(job.store)
+        ray.kill(active.driver)
+    write_outputs(comparison.directory, comparison.description, work.failures)
+
+
+def _ask_to_stop(work: _Work, times: int, view: ComparisonView) -> None:
+    if times >= 3:
+        raise RunError("abandoned at the third interrupt; the same command goes on with the comparison")
+    for active in work.active:
+        active.driver.stop.remote(now=times == 2)
+    view.say(
+        "stopping after the stages in progress; once more to stop now"
+        if times == 1
+        else "stopping now; once more to abandon the drivers"
+    )
+
+
+def _num_labels(job: Job) -> int:
+    if not job.store.config_file.exists():
+        return 0
+    reports = job.store.reports()
+    return int(reports[-1].metrics["al/num_labels"]) if reports else 0
