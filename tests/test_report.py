@@ -24,6 +24,8 @@ from genal_ray.report import charts, write_report
 from genal_ray.report.generated import MAX_CHARACTERS, MAX_KEPT, read_generated
 from genal_ray.report.html import duration
 from genal_ray.report.labels import read_labels
+from genal_ray.report.outline import read_outline
+from genal_ray.report.run import read_run
 from genal_ray.store import RunDirectory
 from genal_ray.types import Completion, Prompt
 
@@ -118,36 +120,45 @@ def test_the_same_run_gives_the_same_page(hostile: Path, page: Page, tmp_path: P
     assert write_report(hostile, tmp_path / "again.html").read_text(encoding="utf-8") == page.html
 
 
-def test_reading_a_run_changes_nothing_in_it(hostile: Path, tmp_path: Path) -> None:
-    def state() -> dict[str, int]:
-        return {str(p): p.stat().st_mtime_ns for p in hostile.rglob("*") if p.name != "report.html"}
-
-    before = {name: when for name, when in state().items() if name != str(hostile)}
-    write_report(hostile, tmp_path / "page.html")
-    assert {name: when for name, when in state().items() if name != str(hostile)} == before
+def test_reading_a_run_changes_nothing_in_it(hostile: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in hostile.rglob("*")}
+    read_run(RunDirectory(hostile))
+    assert {path: path.stat().st_mtime_ns for path in hostile.rglob("*")} == before
 
 
-def test_facts_of_the_header(hostile: Path, tmp_path: Path) -> None:
-    shutil.copytree(hostile, tmp_path / "run")
-    store = RunDirectory(tmp_path / "run")
+@pytest.fixture
+def begun(tmp_path: Path) -> RunDirectory:
+    """A run without a committed round: its page has no charts and is made in no time."""
+    store = RunDirectory(tmp_path / "begun")
+    store.create(make_config())
+    return store
+
+
+def test_facts_of_the_header(begun: RunDirectory) -> None:
+    begun.write_record("budget.json", {"initial": 4, "per_round": 5, "total": 30, "num_rounds": 6})
+    begun.write_record("annotators.json", {"synthetic": {"name": "linear", "accuracy": 0.953}})
+    begun.record_outcome("nothing <i>left</i> to label")
+    page = page_of(begun.path)
+    assert page.tags["i"] == 0
+    for expected in (
+        "done",
+        "nothing <i>left</i> to label",
+        "30 labels: 4 at first, 5 a round",
+        "linear, agreement with the true labels: 95.3 %",
+        f"schema 1, fingerprint {make_config().fingerprint()}",
+    ):
+        assert expected in page.text
+
+
+def test_how_a_run_stands(hostile: Path, tmp_path: Path) -> None:
+    store = RunDirectory(shutil.copytree(hostile, tmp_path / "run"))
+    assert read_outline(store).state == "not finished"
+    (store.path / "error.log").write_text("Traceback\n  ...\nRunError: out of <memory>\n")
+    assert read_outline(store).reason == "last failure: RunError: out of <memory>"
     store.write_record("budget.json", {"initial": 4, "per_round": 5, "total": 30, "num_rounds": 6})
-    store.write_record("annotators.json", {"synthetic": {"name": "linear", "accuracy": 0.953}})
-    assert "done" in page_of(store.path).text
-    store.write_record("outcome.json", {"reason": "nothing <i>left</i> to label"})
-    text = page_of(store.path).text
-    assert "nothing <i>left</i> to label" in text
-    assert "30 labels: 4 at first, 5 a round" in text
-    assert "linear, agreement with the true labels: 95.3 %" in text
+    assert (read_outline(store).state, read_outline(store).reason) == ("done", None)
     store.write_record("driver.json", {})
-    assert "in progress" in page_of(store.path).text
-
-
-def test_a_failure_is_told(hostile: Path, tmp_path: Path) -> None:
-    shutil.copytree(hostile, tmp_path / "run")
-    (tmp_path / "run" / "error.log").write_text("Traceback\n  ...\nRunError: out of <memory>\n")
-    text = page_of(tmp_path / "run").text
-    assert "not finished" in text
-    assert "last failure: RunError: out of <memory>" in text
+    assert read_outline(store).state == "in progress"
 
 
 def test_labels_are_counted_by_class_and_origin(hostile: Path, page: Page) -> None:
@@ -168,6 +179,19 @@ def test_rows_tell_score_reward_fate_and_label(hostile: Path) -> None:
     assert all(row.score is None and row.reward == -2.0 and row.label is None for row in rows if row not in kept)
     synthetic = sum(label.origin == "synthetic" for label in labels.values())
     assert sum(row.label is not None for row in rows) == synthetic > 0
+
+
+def test_rewards_of_their_own_are_shown_instead_of_the_scores(hostile: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(later_rounds(hostile)[0], tmp_path / "0001")
+    table = pq.read_table(folder / "score.parquet")
+    opposite = pa.array([-value for value in table["score"].to_pylist()], pa.float32())
+    pq.write_table(pa.table({"id": table["id"], "score": opposite}), folder / "reward.parquet")
+    shutil.copy(folder / "score.json", folder / "reward.json")
+    kept = [row for row in read_generated(folder, make_config().reward, {}).rows if row.fate == "kept"]
+    assert [row.score for row in kept] == sorted((row.score or 0 for row in kept), reverse=True)
+    assert [row.reward for row in kept] == sorted(row.reward or 0 for row in kept)
+    (folder / "learn.json").unlink()
+    assert {row.reward for row in read_generated(folder, make_config().reward, {}).rows} == {None}
 
 
 def later_rounds(run: Path) -> list[Path]:
@@ -225,9 +249,8 @@ def test_a_run_in_its_first_rounds_shows_what_there_is(tmp_path: Path, crash_at:
     assert expected in page_of(tmp_path / "run").text
 
 
-def test_no_committed_round(tmp_path: Path) -> None:
-    RunDirectory(tmp_path / "run").create(make_config())
-    text = page_of(tmp_path / "run").text
+def test_no_committed_round(begun: RunDirectory) -> None:
+    text = page_of(begun.path).text
     assert "No round is committed yet" in text
     assert "Nothing yet." in text
 
@@ -236,8 +259,8 @@ def test_comparison(hostile: Path, tmp_path: Path) -> None:
     directory = tmp_path / "compared"
     for method, seed in (("signal", 10), ("signal", 2), ("random", 2)):
         shutil.copytree(hostile, directory / "runs" / method / f"seed-{seed}")
-    (directory / "runs" / "random" / "seed-2" / "report.html").unlink(missing_ok=True)
-    write_report(directory / "runs" / "signal" / "seed-2")
+        (directory / "runs" / method / f"seed-{seed}" / "report.html").unlink(missing_ok=True)
+    (directory / "runs" / "signal" / "seed-2" / "report.html").touch()
     (directory / "comparison.json").write_text("{}")
     (directory / "summary.csv").write_text(
         "method,num_seeds,accuracy_100_mean,accuracy_100_std,auc_vs_random_mean,auc_vs_random_low,auc_vs_random_high\n"
@@ -264,12 +287,13 @@ def test_comparison_that_has_just_begun(tmp_path: Path) -> None:
 
 
 def test_command_writes_where_it_is_told(
-    hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: RunDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "page.html"
-    assert main(["report", str(hostile), "--output", str(target)]) == 0
+    assert main(["report", str(begun.path), "--output", str(target)]) == 0
     assert capsys.readouterr().out.strip() == str(target)
     assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert not (begun.path / "report.html").exists()
 
 
 def test_command_refuses_other_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,9 +301,9 @@ def test_command_refuses_other_directories(tmp_path: Path, capsys: pytest.Captur
     assert "neither a run nor a comparison" in capsys.readouterr().err
 
 
-def test_unwritable_output_is_refused(hostile: Path, tmp_path: Path) -> None:
+def test_unwritable_output_is_refused(begun: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give another --output"):
-        write_report(hostile, tmp_path / "no" / "such" / "folder" / "page.html")
+        write_report(begun.path, tmp_path / "no" / "such" / "folder" / "page.html")
 
 
 def test_a_configuration_of_another_version_is_told(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ MAX_OF_OTHER_FATE = 3
 MAX_CHARACTERS = 300
 """Longest text that is shown whole."""
 
+MAX_NEIGHBOUR_CHARACTERS = 120
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Neighbour:
@@ -42,9 +44,9 @@ class Generated:
     text: str
     fate: str
     score: float | None
-    """Acquisition score under the student of the round before."""
+    """What it was selected by."""
     reward: float | None
-    """After shaping, as PPO saw it; None before the round was scored."""
+    """After shaping, as PPO saw it; None where nothing was learned from it."""
     label: Label | None
     """Set when it was chosen for labeling, in this round or a later one."""
     neighbours: tuple[Neighbour, ...]
@@ -72,10 +74,11 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
     """
     completions = pq.read_table(folder / "generate.parquet", columns=["text", "fate", "instance"]).to_pylist()
     scores = _Scores.read(folder)
+    rewards = _rewards(folder, scores)
     ids = [None if row["instance"] is None else row["instance"]["id"] for row in completions]
-    raw = np.array([np.nan if id is None else scores.values.get(id, np.nan) for id in ids], dtype=np.float64)
-    rewards = shape_rewards(raw, reward) if scores.values else np.full(len(raw), np.nan)
-    shown = _shown([row["fate"] for row in completions], raw)
+    selecting = _of(ids, scores.values)
+    shaped = np.full(len(ids), np.nan) if rewards is None else shape_rewards(_of(ids, rewards), reward)
+    shown = _shown([row["fate"] for row in completions], selecting)
     return GeneratedRound(
         round=int(folder.name),
         fates=dict(Counter(row["fate"] for row in completions)),
@@ -84,8 +87,8 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
             Generated(
                 text=_text(completions[n]),
                 fate=completions[n]["fate"],
-                score=_finite(raw[n]),
-                reward=_finite(rewards[n]),
+                score=_finite(selecting[n]),
+                reward=_finite(shaped[n]),
                 label=labels.get(ids[n] or ""),
                 neighbours=scores.neighbours_of(ids[n], labels),
             )
@@ -118,16 +121,35 @@ class _Scores:
     def neighbours_of(self, id: str | None, labels: Mapping[str, Label]) -> tuple[Neighbour, ...]:
         ids, distances = self.neighbours.get(id or "", ([], []))
         return tuple(
-            Neighbour(text=_cut(_joined(label.text, label.text_pair)), label=label.label, distance=distance)
+            Neighbour(
+                text=_cut(_joined(label.text, label.text_pair), MAX_NEIGHBOUR_CHARACTERS),
+                label=label.label,
+                distance=distance,
+            )
             for near, distance in zip(ids, distances, strict=True)
             if (label := labels.get(near)) is not None
         )
 
 
-def _shown(fates: list[str], raw: np.ndarray) -> list[int]:
+def _rewards(folder: Path, scores: _Scores) -> Mapping[str, float] | None:
+    """Rewards before shaping, by instance id: scores of their own, or those that selected; None without an update."""
+    if not (folder / "learn.json").is_file():
+        return None
+    if not (folder / "reward.json").is_file():
+        return scores.values
+    table = pq.read_table(folder / "reward.parquet", columns=["id", "score"]).to_pydict()
+    return dict(zip(table["id"], table["score"], strict=True))
+
+
+def _of(ids: Sequence[str | None], values: Mapping[str, float]) -> np.ndarray:
+    """float64 [n], NaN where there is no value."""
+    return np.array([values.get(id or "", np.nan) for id in ids], dtype=np.float64)
+
+
+def _shown(fates: Sequence[str], scores: np.ndarray) -> list[int]:
     """Row numbers: kept ones with the best scores, then the first few of each other fate."""
     kept = [n for n, fate in enumerate(fates) if fate == Fate.KEPT]
-    rows = sorted(kept, key=lambda n: -raw[n] if np.isfinite(raw[n]) else np.inf)[:MAX_KEPT]
+    rows = sorted(kept, key=lambda n: -scores[n] if np.isfinite(scores[n]) else np.inf)[:MAX_KEPT]
     for fate in (fate for fate in Fate if fate != Fate.KEPT):
         rows += [n for n, found in enumerate(fates) if found == fate][:MAX_OF_OTHER_FATE]
     return rows
@@ -143,8 +165,8 @@ def _joined(text: str, text_pair: str | None) -> str:
     return text if text_pair is None else f"{text}\n{text_pair}"
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[:MAX_CHARACTERS]} … ({len(text)} characters)"
+def _cut(text: str, limit: int = MAX_CHARACTERS) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text)} characters)"
 
 
 def _finite(value: float) -> float | None:

@@ -22,6 +22,8 @@ from genal_ray.store import RunDirectory
 Metrics = Mapping[str, float | None]
 """Of one round; None where the value was not finite."""
 
+_SHAPING = ("clip_quantile", "standardize", "floor")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRow:
@@ -43,6 +45,7 @@ class Outline:
     generates: bool
     """Whether a generator is configured."""
     reward: RewardConfig
+    """How rewards are shaped; what they are is not read."""
     state: str
     reason: str | None
     """Why it ended or, for a run that did not, how its last attempt failed; None where neither is known."""
@@ -76,7 +79,7 @@ def read_outline(store: RunDirectory) -> Outline:
         return Outline(
             name=str(config["name"]),
             generates=config["generator"] is not None,
-            reward=RewardConfig(**config["reward"]),
+            reward=RewardConfig(**{key: config["reward"][key] for key in _SHAPING}),
             state=state,
             reason=reason,
             facts=tuple(_facts(store, config, budget)),
@@ -100,9 +103,9 @@ def _standing(store: RunDirectory, num_labels: int, budget: Mapping[str, Any]) -
     """How the run stands, and why."""
     if store.driver_file.exists():
         return "in progress", None
-    reason = _record(store, "outcome.json").get("reason")
+    reason = store.outcome()
     if reason is not None or (budget and num_labels >= budget["total"]):
-        return "done", None if reason is None else str(reason)
+        return "done", reason
     return "not finished", _last_failure(store.path / "error.log")
 
 

@@ -14,10 +14,10 @@ from genal_ray.report.outline import Outline, RoundRow, read_outline
 from genal_ray.store import RunDirectory
 from genal_ray.types import Fate
 
-MAX_ROUNDS_WITH_TEXTS = 25
+MAX_ROUNDS_WITH_TEXTS = 20
 """Newest rounds whose texts are shown; of older ones the counts remain in the charts."""
 
-_STAGES = ("generate", "score", "annotate", "student", "learn", "hand_over", "overhead")
+_STAGES = ("generate", "score", "annotate", "student", "reward", "learn", "hand_over", "overhead")
 """`timing/*` in the order of a round."""
 
 
@@ -77,8 +77,8 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
         ),
         Chart(
             title="Reward",
-            note="Mean acquisition score of the kept completions, and the mean over all completions after clipping, "
-            "standardising and the floor for those that were not kept.",
+            note="Mean over the kept completions before shaping, and over all after clipping, standardising and the "
+            "floor for those that were not kept.",
             svg=charts.lines(
                 "reward",
                 after_first,
@@ -114,7 +114,7 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
         ),
         Chart(
             title="Where the time went",
-            note="Seconds per stage. Student and learner work side by side, so a round can be shorter than its bar.",
+            note="Seconds per stage. Where student and generator learn side by side, a round is shorter than its bar.",
             svg=charts.stacked("timing", numbers, _seconds(rounds), "seconds"),
         ),
     ]
