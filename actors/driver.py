@@ -18,6 +18,7 @@ from actors.generator import GeneratorService
 from actors.learner import LearnerGroup
 from actors.scorer import ScorerPool
 from actors.student import RayStudent
+from actors.warmup import warmed_up
 from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler
@@ -71,7 +72,10 @@ class Driver:
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
         ledger = Ledger(self._store.ledger_file, corpus.label_names).open()
-        async with self._parts(corpus, ledger) as parts:
+        config, warmup = await warmed_up(self._config, corpus.pool, self._store.path / "warmup", self._watch)
+        if warmup is not None:
+            self._watch.note(str(warmup))
+        async with self._parts(config, corpus, ledger) as parts:
             self._watch.began(budget, self._store.reports())
             return await loop.run(
                 loop.Run(
@@ -82,20 +86,23 @@ class Driver:
                     store=self._store,
                     parts=parts,
                     observer=self._watch,
+                    warmup_metrics={} if warmup is None else warmup.metrics,
                 )
             )
 
     @asynccontextmanager
-    async def _parts(self, corpus: Corpus, ledger: Ledger) -> AsyncIterator[loop.Parts]:
-        """All parts, started side by side, holding the state of the last committed round; stopped at the end."""
-        config = self._config
+    async def _parts(self, config: RunConfig, corpus: Corpus, ledger: Ledger) -> AsyncIterator[loop.Parts]:
+        """All parts, started side by side, holding the state of the last committed round; stopped at the end.
+
+        `config` is the run's, with the generator that was warmed up for it.
+        """
         resumed = last_policies(self._store)
         scorer = ScorerPool(config)
         student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train")
         generator = None
         learner = None
         if config.generator is not None:
-            generator = GeneratorService(config.generator, application_name(config), resumed.served)
+            generator = GeneratorService(config.generator, application_name(self._config), resumed.served)
             if config.learns:
                 learner = LearnerGroup(config, generator.load_policy, generator.app_name)
         async with AsyncExitStack() as stack:

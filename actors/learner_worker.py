@@ -192,7 +192,8 @@ class LearnerWorker:
         """What a saved state must agree with: the model and which of its parameters learn."""
         lora = self._learner.lora
         return {
-            "model": self._generator.model,
+            # a warmed-up generator lies in the run directory, which may be moved
+            "model": "warmup/model" if self._config.warms_up else self._generator.model,
             "revision": self._generator.revision,
             "lora": None if lora is None else lora.model_dump(mode="json"),
         }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cluster.machine import GIB
 from cluster.models import count_parameters
 from genal_ray.config import RunConfig
-from genal_ray.config_sections import Dtype, GeneratorConfig, LearnerConfig
+from genal_ray.config_sections import Dtype, GeneratorConfig, LearnerConfig, WarmupConfig
 
 _FP32 = 4
 _ADAM = 8
@@ -75,6 +75,15 @@ def learner(generator: GeneratorConfig, config: LearnerConfig) -> Footprint:
     return Footprint(host=_PROCESS + on_host, gpu=total - on_host + _CUDA, unknown=unknown)
 
 
+def warmup(generator: GeneratorConfig, config: WarmupConfig) -> Footprint:
+    """float32 weights, gradients and Adam's moments; under LoRA frozen weights and those of the adapters."""
+    parameters, unknown = _size(generator.model, generator.revision)
+    frozen, trained = (0, parameters)
+    if config.lora is not None:
+        frozen, trained = parameters * _width(config.dtype), int(parameters * _LORA_SHARE)
+    return _placed(frozen + trained * (2 * _FP32 + _ADAM), gpu=config.num_gpus > 0, unknown=unknown)
+
+
 def run_disk(config: RunConfig) -> int:
     """Bytes of the rounds that are kept and the one in progress: student, policy, and the learner's state."""
     students, _ = _size(config.student.model, config.student.revision)
@@ -83,7 +92,15 @@ def run_disk(config: RunConfig) -> int:
         parameters, _ = _size(config.generator.model, config.generator.revision)
         trained = parameters if config.learner.lora is None else int(parameters * _LORA_SHARE)
         kept += parameters * _width(config.learner.dtype) + trained * (_ADAM + _FP32)
-    return (config.keep_last + 1) * kept + GIB // 4
+    return (config.keep_last + 1) * kept + _warm_generator(config) + GIB // 4
+
+
+def _warm_generator(config: RunConfig) -> int:
+    """Bytes of the generator that a warm-up leaves in the run directory."""
+    if config.generator is None or config.warmup is None:
+        return 0
+    parameters, _ = _size(config.generator.model, config.generator.revision)
+    return parameters * _width(config.warmup.dtype)
 
 
 def _placed(weights: int, *, gpu: bool, unknown: bool) -> Footprint:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cluster.machine import GIB, Machine, port_is_free
-from cluster.memory import Footprint, generator, learner, run_disk, scorer, student
+from cluster.memory import Footprint, generator, learner, run_disk, scorer, student, warmup
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
 
@@ -38,6 +38,8 @@ class Placement:
     footprint: Footprint = field(default_factory=Footprint)
     """Memory of each."""
     holds: str = ""
+    goes_first: bool = False
+    """Whether it is gone before the others start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,18 @@ def requirements(config: RunConfig) -> tuple[Placement, ...]:
         ),
     ]
     if config.generator is not None:
+        if config.warmup is not None:
+            placements.append(
+                Placement(
+                    actor="warm-up",
+                    count=1,
+                    num_cpus=config.warmup.num_cpus,
+                    num_gpus=config.warmup.num_gpus,
+                    footprint=warmup(config.generator, config.warmup),
+                    holds=f"{config.generator.model}, gradients, Adam; before the others",
+                    goes_first=True,
+                )
+            )
         placements.append(
             Placement(
                 actor="generator",
@@ -95,12 +109,20 @@ def requirements(config: RunConfig) -> tuple[Placement, ...]:
 
 
 def totals(placements: Sequence[Placement]) -> Totals:
+    """What is needed at any one time."""
+    steps = sequence(placements)
     return Totals(
-        num_cpus=sum(p.count * p.num_cpus for p in placements),
-        num_gpus=sum(p.count * p.num_gpus for p in placements),
-        host=sum(p.count * p.footprint.host for p in placements),
-        gpu=sum(p.count * p.footprint.gpu for p in placements),
+        num_cpus=max(sum(p.count * p.num_cpus for p in step) for step in steps),
+        num_gpus=max(sum(p.count * p.num_gpus for p in step) for step in steps),
+        host=max(sum(p.count * p.footprint.host for p in step) for step in steps),
+        gpu=max(sum(p.count * p.footprint.gpu for p in step) for step in steps),
     )
+
+
+def sequence(placements: Sequence[Placement]) -> tuple[tuple[Placement, ...], ...]:
+    """The placements that are there at the same time: those that go first, then the others."""
+    first = tuple(p for p in placements if p.goes_first)
+    return (first, tuple(p for p in placements if not p.goes_first))
 
 
 def private_cpus(config: RunConfig, placements: Sequence[Placement]) -> int:
@@ -191,6 +213,7 @@ def _gpu_problems(config: RunConfig, placements: Sequence[Placement], machine: M
 def _less_gpu_memory(actor: str) -> str:
     return {
         "generator": "raise generator.tensor_parallel_size and num_gpus, or take a smaller model",
+        "warm-up": "set warmup.lora, or take a smaller model",
         "learner": "raise learner.num_workers with zero_stage 3, set learner.lora, or offload",
     }.get(actor, "take a smaller model")
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -100,6 +100,8 @@ class Run:
     store: RunDirectory
     parts: Parts
     observer: Observer
+    warmup_metrics: Mapping[str, float] = field(default_factory=dict)
+    """`warmup/*` figures of a generator that was warmed up; they go with round 0."""
 
     async def stage(
         self,
@@ -152,7 +154,7 @@ async def run_initial_round(run: Run) -> StudentFit:
     )
     run.pools.label(run.parts.annotation.bought(annotated.value))
     student = await _fit_student(run, folder, 0)
-    _commit(run, 0, started, {"annotate": annotated, "student": student})
+    _commit(run, 0, started, {"annotate": annotated, "student": student}, run.warmup_metrics)
     return student.value
 
 

@@ -17,6 +17,7 @@ from genal_ray.errors import UserError
 from genal_ray.model_checks import check_generator, check_student
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import Task, build_task
+from genal_ray.warmup import check_warmup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,8 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     check_student(config.student, config.scorer.encoding)
     if config.generator is not None:
         check_generator(config.generator, task, corpus.pool)
+        if config.warms_up:
+            check_warmup(config, corpus.pool, task)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
         config.annotators.synthetic.check(corpus)

@@ -40,6 +40,8 @@ class RunStatus:
     stages: tuple[StageStatus, ...] = ()
     reports: tuple[RoundReport, ...] = ()
     """Committed rounds, oldest first."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what was done before the rounds."""
     reason: str | None = None
     """What ended a run that is done."""
     error: str | None = None

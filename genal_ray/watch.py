@@ -21,6 +21,7 @@ class Watch(Observer):
         self._round = 0
         self._stages: dict[str, StageStatus] = {}
         self._reports: list[RoundReport] = []
+        self._notes: list[str] = []
         self._stop = False
         self._reason: str | None = None
         self._error: str | None = None
@@ -37,6 +38,10 @@ class Watch(Observer):
         self._error = error
         self._tensorboard.close()
 
+    def note(self, text: str) -> None:
+        """A sentence that the user is shown once."""
+        self._notes.append(text)
+
     def ask_to_stop(self) -> None:
         """The run ends after the stages in progress."""
         self._stop = True
@@ -52,6 +57,7 @@ class Watch(Observer):
             budget=self._budget.total,
             stages=tuple(self._stages.values()),
             reports=tuple(self._reports),
+            notes=tuple(self._notes),
             reason=self._reason,
             error=self._error,
         )
