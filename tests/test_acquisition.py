@@ -4,52 +4,30 @@ from __future__ import annotations
 
 import math
 
+import acquisition_references as references
 import numpy as np
 import pytest
+from acquisition_references import random_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genal_ray import registry
-from genal_ray.acquisition import Acquisition, Features, Neighbours
+from genal_ray.acquisition import Acquisition, Features, Needs, Neighbours, Pointwise
+from genal_ray.acquisition.bald import Bald
+from genal_ray.acquisition.cal import Cal
 from genal_ray.acquisition.entropy import Entropy
+from genal_ray.acquisition.least_confidence import LeastConfidence
+from genal_ray.acquisition.margin import Margin
 from genal_ray.acquisition.random import Random
 from genal_ray.acquisition.signal import Signal
 from genal_ray.divergence import PROBABILITY_FLOOR, distributions, kl_divergence
 from genal_ray.errors import UserError
 from genal_ray.knn import LabeledIndex
+from genal_ray.scoring import normalized
 from genal_ray.types import FloatArray
 
 
-def softmax(logits: np.ndarray) -> FloatArray:
-    """In float32, as a student computes it: underflows to 0, sums to 1 within rounding."""
-    shifted = np.exp((logits - logits.max(axis=1, keepdims=True)).astype(np.float32))
-    return shifted / shifted.sum(axis=1, keepdims=True)
-
-
-def random_features(rng: np.random.Generator, n: int, num_labels: int, dim: int, temperature: float) -> Features:
-    logits = rng.standard_normal((n, num_labels)) * temperature
-    return Features(probs=softmax(logits), encodings=rng.standard_normal((n, dim), np.float32))
-
-
-def kl_by_definition(p: FloatArray, q: FloatArray) -> float:
-    """sum_y p(y) ln(p(y) / q(y)) in extended precision; a probability of 0 counts as the floor."""
-    p_exact, q_exact = (np.maximum(v.astype(np.longdouble), PROBABILITY_FLOOR) for v in (p, q))
-    p_exact, q_exact = p_exact / p_exact.sum(), q_exact / q_exact.sum()
-    return float((p_exact * (np.log(p_exact) - np.log(q_exact))).sum())
-
-
-def signal_by_definition(candidates: Features, labeled: Features, k: int, floor: float) -> np.ndarray:
-    """SIGnAL, Algorithm 1, lines 4-7, one pair at a time."""
-    scores = []
-    for x, p in zip(candidates.encodings.astype(np.float64), candidates.probs, strict=True):
-        distances = [math.dist(x, y) for y in labeled.encodings.astype(np.float64)]
-        nearest = sorted(range(len(labeled)), key=lambda j: (distances[j], j))[: min(k, len(labeled))]
-        terms = [kl_by_definition(p, labeled.probs[j]) / max(distances[j], floor) for j in nearest]
-        scores.append(math.fsum(terms) / len(nearest))
-    return np.array(scores)
-
-
-def score(acquisition: Acquisition, candidates: Features, labeled: Features) -> FloatArray:
+def score(acquisition: Pointwise, candidates: Features, labeled: Features) -> FloatArray:
     seeds = np.arange(len(candidates), dtype=np.uint64)
     return acquisition.score(candidates, LabeledIndex(labeled), seeds)
 
@@ -80,7 +58,7 @@ def test_signal_equals_reference(
     values = score(Signal(k=k), candidates, labeled)
 
     assert values.dtype == np.float32
-    np.testing.assert_allclose(values, signal_by_definition(candidates, labeled, k, 1e-3), rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(values, references.signal(candidates, labeled, k, 1e-3), rtol=1e-5, atol=1e-12)
 
 
 def test_signal_of_hand_computed_case() -> None:
@@ -159,23 +137,73 @@ def test_random_is_uniform_and_comes_from_the_seed_alone() -> None:
     assert abs(np.var(values) - 1 / 12) < 0.005
 
 
-@pytest.mark.parametrize("name", registry.names("genal_ray.acquisition"))
-def test_contract(name: str) -> None:
-    """What every acquisition function of the package keeps, this file's or a later one's."""
-    acquisition = registry.build("genal_ray.acquisition", Acquisition, name)
-    rng = np.random.default_rng(4)
-    labeled, candidates = random_features(rng, 12, 3, 8, 2.0), random_features(rng, 50, 3, 8, 2.0)
-    seeds = rng.integers(2**63, size=50, dtype=np.uint64)
-    values = acquisition.score(candidates, LabeledIndex(labeled), seeds)
-    assert values.dtype == np.float32
-    assert values.shape == (50,)
-    assert np.isfinite(values).all()
-    np.testing.assert_array_equal(values, acquisition.score(candidates, LabeledIndex(labeled), seeds))
-    ids = [f"i{i}" for i in range(50)]
-    assert acquisition.select(ids, values, 5) == [ids[i] for i in np.argsort(-values, kind="stable")[:5]]
+def of_predictions(acquisition: Pointwise, probs: FloatArray) -> FloatArray:
+    """Scores of a function that needs nothing else."""
+    candidates = Features(probs=probs, encodings=np.zeros((len(probs), 0), np.float32))
+    return acquisition.score(candidates, Neighbours(), np.arange(len(probs), dtype=np.uint64))
 
 
-def test_selection_prefers_the_earlier_of_equals() -> None:
-    values = np.array([1, 2, 2, 0, 2], np.float32)
-    assert Random().select(["a", "b", "c", "d", "e"], values, 4) == ["b", "c", "e", "a"]
-    assert Random().select(["a", "b"], values[:2], 9) == ["b", "a"]
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("num_labels", [2, 7])
+def test_uncertainties_equal_references(num_labels: int, temperature: float) -> None:
+    rng = np.random.default_rng(num_labels)
+    probs = random_features(rng, 200, num_labels, 0, temperature).probs
+    probs[0], probs[1] = 1 / num_labels, np.eye(num_labels)[0]
+    exact = [np.sort(references.exact(p))[::-1] for p in probs]
+    least_confident = [float(p[1:].sum()) for p in exact]
+    np.testing.assert_allclose(of_predictions(LeastConfidence(), probs), least_confident, rtol=1e-5, atol=1e-15)
+    margins = [float(p[1] - p[0]) for p in exact]
+    np.testing.assert_allclose(of_predictions(Margin(), probs), margins, rtol=1e-5, atol=1e-15)
+
+
+def test_uncertainties_of_hand_computed_case() -> None:
+    probs = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]], np.float32)
+    np.testing.assert_allclose(of_predictions(LeastConfidence(), probs), [0.5, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(of_predictions(Margin(), probs), [-0.2, -0.4], rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_labeled=st.integers(1, 60),
+    num_labels=st.integers(2, 20),
+    dim=st.integers(1, 48),
+    k=st.integers(1, 15),
+    temperature=st.sampled_from([1e-3, 1.0, 10.0, 300.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_cal_equals_reference(
+    num_labeled: int, num_labels: int, dim: int, k: int, temperature: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    labeled = normalized(random_features(rng, num_labeled, num_labels, dim, temperature))
+    candidates = normalized(random_features(rng, 20, num_labels, dim, temperature))
+    candidates.encodings[:5] = labeled.encodings[rng.integers(num_labeled, size=5)]
+    values = score(Cal(k=k), candidates, labeled)
+    np.testing.assert_allclose(values, references.cal(candidates, labeled, k), rtol=1e-5, atol=1e-12)
+
+
+def test_cal_of_hand_computed_case() -> None:
+    labeled = Features(
+        probs=np.array([[0.5, 0.5], [0.9, 0.1]], np.float32), encodings=np.array([[0, 1], [1, 0]], np.float32)
+    )
+    candidate = Features(probs=np.array([[0.8, 0.2]], np.float32), encodings=np.array([[0.6, 0.8]], np.float32))
+    from_first = 0.5 * math.log(0.5 / 0.8) + 0.5 * math.log(0.5 / 0.2)
+    from_second = 0.9 * math.log(0.9 / 0.8) + 0.1 * math.log(0.1 / 0.2)
+    assert score(Cal(k=1), candidate, labeled)[0] == pytest.approx(from_first, rel=1e-6)
+    assert score(Cal(), candidate, labeled)[0] == pytest.approx((from_first + from_second) / 2, rel=1e-6)
+    assert Cal().needs == Needs(labeled=True, normalized=True)
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize("num_labels", [2, 7])
+def test_bald_equals_reference(num_labels: int, temperature: float) -> None:
+    candidates = random_features(np.random.default_rng(5), 50, num_labels, 0, temperature, passes=6)
+    assert candidates.dropout_probs is not None
+    candidates.dropout_probs[0] = candidates.dropout_probs[0, :1]  # all passes agree
+    candidates.dropout_probs[1] = np.eye(num_labels)[np.arange(6) % 2]  # as far apart as can be
+    values = Bald(passes=6).score(candidates, Neighbours(), np.arange(50, dtype=np.uint64))
+    expected = references.bald(candidates.dropout_probs)
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-15)
+    assert values[0] < 1e-15
+    assert values[1] == pytest.approx(math.log(2), rel=1e-6)
+    assert Bald(passes=6).needs.dropout_passes == 6
