@@ -1,0 +1,66 @@
+"""BADGE (Ash et al. 2020): a batch of candidates whose gradients are large and unlike each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from genal_ray.acquisition import Batchwise, Features, Rows
+from genal_ray.acquisition._points import ROUNDING, Float64Array
+
+
+class Badge(Batchwise):
+    """k-means++ seeding on the gradients g = (p - onehot(argmax p)) x h of the student's last layer.
+
+    Ash et al. 2020, Algorithm 1: h is the student's encoding, the label is the one that the student would give. The
+    first pick has the largest gradient (as in the authors' code), each further one is drawn with probability
+    proportional to its squared distance to the nearest pick; uniformly when all of these are 0. Gradients [n, C dim]
+    are never built: g_a.g_b = (u_a.u_b)(h_a.h_b) for u = p - onehot(argmax p).
+    """
+
+    name: str = "badge"
+
+    def pick(self, candidates: Features, labeled: Features, budget: int, rng: np.random.Generator) -> Rows:
+        picks: list[int] = []
+        gradients = _Gradients(candidates)
+        nearest = np.full(len(candidates), np.inf)
+        free = np.ones(len(candidates), dtype=bool)
+        while len(picks) < min(budget, len(candidates)):
+            pick = _draw(nearest, free, rng) if picks else int(np.argmax(gradients.norms))
+            picks.append(pick)
+            free[pick] = False
+            np.minimum(nearest, gradients.squared_distances(pick), out=nearest)
+            nearest[pick] = 0
+        return np.array(picks, dtype=np.int64)
+
+
+class _Gradients:
+    """Gradients of n candidates in two factors."""
+
+    def __init__(self, candidates: Features) -> None:
+        self._errors = candidates.probs.astype(np.float64)
+        self._errors[np.arange(len(candidates)), candidates.probs.argmax(axis=1)] -= 1
+        self._encodings = candidates.encodings.astype(np.float64)
+        self.norms: Float64Array = _squared_norms(self._errors) * _squared_norms(self._encodings)
+        """[n], squared."""
+
+    def squared_distances(self, row: int) -> Float64Array:
+        """[n], to the gradient of candidate `row`; exactly 0 to one that is the same."""
+        scale = self.norms + self.norms[row]
+        products = (self._errors @ self._errors[row]) * (self._encodings @ self._encodings[row])
+        distances: Float64Array = scale - 2 * products
+        distances[distances < ROUNDING * scale] = 0
+        return distances
+
+
+def _squared_norms(vectors: Float64Array) -> Float64Array:
+    norms: Float64Array = np.einsum("nd,nd->n", vectors, vectors)
+    return norms
+
+
+def _draw(weights: Float64Array, free: npt.NDArray[np.bool_], rng: np.random.Generator) -> int:
+    """A row with probability proportional to `weights`, which are 0 where not free; uniform if they all are 0."""
+    cumulative = np.cumsum(weights)
+    if not cumulative[-1] > 0:
+        cumulative = np.cumsum(free, dtype=np.float64)
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
