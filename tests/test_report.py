@@ -261,17 +261,19 @@ def test_comparison(hostile: Path, tmp_path: Path) -> None:
         shutil.copytree(hostile, directory / "runs" / method / f"seed-{seed}")
         (directory / "runs" / method / f"seed-{seed}" / "report.html").unlink(missing_ok=True)
     (directory / "runs" / "signal" / "seed-2" / "report.html").touch()
-    (directory / "comparison.json").write_text("{}")
+    asked = {"title": "A <u>title</u>", "seeds": [2, 10], "command": ["compare", "a b"], "versions": {"ray": "2"}}
+    (directory / "comparison.json").write_text(json.dumps(asked))
     (directory / "summary.csv").write_text(
         "method,num_seeds,accuracy_100_mean,accuracy_100_std,auc_vs_random_mean,auc_vs_random_low,auc_vs_random_high\n"
         "signal,2,0.91234,0.01,0.05,0.01,0.09\n<b>random</b>,1,0.9,,,,\n"
     )
     (directory / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     page = page_of(directory)
-    assert page.tags["script"] == page.tags["b"] == 0
-    assert "0.912 ± 0.01" in page.text
-    assert "0.05 [0.01, 0.09]" in page.text
-    assert "<b>random</b>" in page.text
+    assert page.tags["script"] == page.tags["b"] == page.tags["u"] == 0
+    for expected in ("0.9123 ± 0.0100", "0.0500 [0.0100, 0.0900]", "<b>random</b>", "A <u>title</u>"):
+        assert expected in page.text
+    for expected in ("2, 10", "compare 'a b'", "ray 2"):
+        assert expected in page.text
     (image,) = (target for target in page.loads if target.startswith("data:image/svg+xml;base64,"))
     assert base64.b64decode(image.partition(",")[2]) == (directory / "figure.svg").read_bytes()
     assert "runs/signal/seed-2/report.html" in page.loads

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
+import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from genal_ray.report.html import number
@@ -29,6 +32,7 @@ class ComparedRun:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonPage:
     name: str
+    facts: tuple[tuple[str, str], ...]
     figure: str | None
     """The figure as a data URL: drawn as an image, it can neither run nor load anything."""
     columns: tuple[str, ...]
@@ -54,13 +58,27 @@ def read_comparison(directory: Path, *, link_from: Path) -> ComparisonPage:
     figure = directory / "figure.svg"
     table = _read_rows(directory / "summary.csv")
     columns, rows = _merged(table)
+    asked = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
     return ComparisonPage(
-        name=directory.name,
+        name=asked.get("title", directory.name),
+        facts=tuple(_facts(asked)),
         figure=_data_url(figure) if figure.is_file() else None,
         columns=columns,
         rows=rows,
         runs=tuple(_read_runs(directory, [row["method"] for row in table], link_from)),
     )
+
+
+def _facts(asked: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of what comparison.json tells."""
+    facts = {
+        "Configuration": asked.get("config", ""),
+        "Changed in it": ", ".join(asked.get("overrides", ())),
+        "Seeds": ", ".join(map(str, asked.get("seeds", ()))),
+        "Command": shlex.join(asked.get("command", ())),
+        "Software": ", ".join(f"{name} {version}" for name, version in asked.get("versions", {}).items()),
+    }
+    return [(what, value) for what, value in facts.items() if value]
 
 
 def _read_runs(directory: Path, methods: Sequence[str], link_from: Path) -> list[ComparedRun]:
@@ -117,8 +135,5 @@ def _cell(row: Mapping[str, str], column: str, mean_of: str | None) -> str:
 
 
 def _rounded(value: str) -> str:
-    """A cell as it is, its number with four digits."""
-    try:
-        return number(float(value)) if value else "–"
-    except ValueError:
-        return value
+    """A figure with four decimals, a count as it is; a dash for an empty cell."""
+    return number(float(value), ".4f") if "." in value else value or "–"
