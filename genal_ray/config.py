@@ -129,12 +129,22 @@ class RunConfig(Section):
                     f"must be at most generator.max_model_len ({self.generator.max_model_len}), got {longest}",
                 )
             )
-        if self.learner.name == "ppo" and self.generator.top_p < 1:
+        algorithm = self.learner.algorithm
+        if algorithm is not None and algorithm.needs_groups and self.strategy.group_size < 2:
+            raise InvalidValues(
+                Problem(
+                    ("learner", "name"),
+                    f"{self.learner.name} compares completions of the same prompt, and strategy {self.strategy.name} "
+                    "asks for one of each: set strategy.completions_per_prompt to 2 or more (4, say), or learner.name "
+                    "to ppo",
+                )
+            )
+        if algorithm is not None and self.generator.top_p < 1:
             raise InvalidValues(
                 Problem(
                     ("generator", "top_p"),
-                    "must be 1 while learner.name is ppo: log-probabilities of a truncated distribution are not the "
-                    f"policy's, got {self.generator.top_p}",
+                    f"must be 1 while learner.name is {self.learner.name}: log-probabilities of a truncated "
+                    f"distribution are not the policy's, got {self.generator.top_p}",
                 )
             )
         return self
@@ -145,7 +155,7 @@ class RunConfig(Section):
 
     @property
     def learns(self) -> bool:
-        return self.generator is not None and self.learner.name == "ppo"
+        return self.generator is not None and self.learner.name != "none"
 
     @property
     def selector(self) -> Acquisition:

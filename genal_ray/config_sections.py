@@ -20,6 +20,7 @@ from genal_ray import registry
 from genal_ray.acquisition import Acquisition
 from genal_ray.annotators import Annotator
 from genal_ray.errors import UserError
+from genal_ray.learners import Algorithm, build_algorithm
 from genal_ray.paths import absolute, is_data_file
 from genal_ray.strategies import Strategy
 from genal_ray.tasks import build_task
@@ -270,13 +271,37 @@ class KLConfig(Section):
     adaptive: bool = False
     target: float = Field(6.0, gt=0, description="nats per sequence, for the adaptive controller")
     horizon: int = Field(10_000, ge=1, description="sequences, for the adaptive controller")
-    estimator: Literal["k1", "k2", "k3"] = "k1"
+    estimator: Literal["k1", "k2", "k3"] = Field(
+        "k1", description="of the figure rl/kl and of the penalty; grpo's penalty is always k3"
+    )
+
+
+def _algorithm_name(value: str) -> str:
+    if value != "none":
+        try:
+            build_algorithm(value)
+        except UserError as error:
+            raise ValueError(f"{error}; none turns learning off") from error
+    return value
+
+
+CRITIC_KEYS = (
+    "value_learning_rate",
+    "value_clip_range",
+    "value_coefficient",
+    "gamma",
+    "gae_lambda",
+    "critic_warmup_rounds",
+)
+"""Keys of `learner` that an algorithm without a critic does not read."""
 
 
 class LearnerConfig(Section):
-    """PPO on the generator."""
+    """How the generator learns from the scores of what it wrote."""
 
-    name: Literal["ppo", "none"] = "ppo"
+    name: Annotated[str, AfterValidator(_algorithm_name)] = Field(
+        "ppo", description="ppo, rloo, grpo, none, or package.module:Class"
+    )
     num_workers: int = Field(1, ge=1)
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: bool = False
@@ -304,6 +329,27 @@ class LearnerConfig(Section):
     num_gpus: float = Field(0, ge=0, description="per worker")
     threads: int = Field(1, ge=1, description="per worker")
     timeout_s: float = Field(3600, gt=0, description="for one update")
+
+    @property
+    def algorithm(self) -> Algorithm | None:
+        """None when nothing is learned."""
+        return None if self.name == "none" else build_algorithm(self.name)
+
+    @model_validator(mode="after")
+    def _critic_is_there(self) -> Self:
+        algorithm = self.algorithm
+        if algorithm is None or algorithm.has_critic:
+            return self
+        changed = [key for key in CRITIC_KEYS if getattr(self, key) != type(self).model_fields[key].default]
+        if changed:
+            raise InvalidValues(*(self._unread(key) for key in changed))
+        return self
+
+    def _unread(self, key: str) -> Problem:
+        default = type(self).model_fields[key].default
+        return Problem(
+            (key,), f"learner.name {self.name} has no critic and does not read it: leave it out, or at {default}"
+        )
 
 
 class WarmupConfig(Section):

@@ -1,4 +1,4 @@
-"""The generator as PPO sees it: a causal language model and a linear value head on one shared trunk.
+"""The generator as the learner sees it: a causal language model and a linear value head on one shared trunk.
 
     tokens ─► trunk ─► hidden states ─► those that predict response tokens ─┬─► head ─► log-probs, entropy
                                                                             └─► value head ─► values
@@ -28,9 +28,14 @@ LOGITS_AT_ONCE = 2**26
 
 
 class PolicyModel(nn.Module):
-    """Policy and critic. Parameters that learn are float32; `compute_dtype` is what matrices are multiplied in."""
+    """Policy and critic. Parameters that learn are float32; `compute_dtype` is what matrices are multiplied in.
 
-    def __init__(self, lm: nn.Module, *, temperature: float, compute_dtype: torch.dtype) -> None:
+    Without a critic the value head stays as it is, zero: one vector that is neither trained nor saved.
+    """
+
+    def __init__(
+        self, lm: nn.Module, *, temperature: float, compute_dtype: torch.dtype, critic: bool = True
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.temperature = temperature
@@ -38,7 +43,7 @@ class PolicyModel(nn.Module):
         config = causal_lm(lm).config
         self.logits_at_once = LOGITS_AT_ONCE
         self.vocabulary = int(config.vocab_size)
-        self.value_head = nn.Linear(int(config.hidden_size), 1)
+        self.value_head = nn.Linear(int(config.hidden_size), 1).requires_grad_(critic)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
@@ -110,7 +115,13 @@ def load_policy(generator: GeneratorConfig, learner: LearnerConfig, compute_dtyp
         lm.requires_grad_(False)
         store_linear_weights(lm, compute_dtype)
         lm = _add_lora(lm, learner.lora)
-    return PolicyModel(lm, temperature=generator.temperature, compute_dtype=compute_dtype)
+    algorithm = learner.algorithm
+    return PolicyModel(
+        lm,
+        temperature=generator.temperature,
+        compute_dtype=compute_dtype,
+        critic=algorithm is not None and algorithm.has_critic,
+    )
 
 
 def frozen_reference(policy: PolicyModel) -> PolicyModel | None:
@@ -159,7 +170,7 @@ def parameter_groups(policy: PolicyModel, config: LearnerConfig) -> list[dict[st
         },
         {"params": [p for p in trunk if p.ndim < 2], "lr": config.learning_rate, "weight_decay": 0.0},
         {
-            "params": list(policy.value_head.parameters()),
+            "params": [p for p in policy.value_head.parameters() if p.requires_grad],
             "lr": config.value_learning_rate,
             "weight_decay": 0.0,
         },
@@ -197,7 +208,7 @@ def _check_head(lm: Any, name: str) -> None:
     if not torch.allclose(expected, found, rtol=1e-4, atol=1e-4):
         raise UserError(
             f"generator.model {name!r} changes its logits after the output layer (scaling or soft-capping), which the "
-            "PPO learner does not support; choose another model or set learner.name to none"
+            "learner does not support; choose another model or set learner.name to none"
         )
 
 

@@ -1,4 +1,5 @@
-"""The arithmetic of PPO with one outcome reward per sequence, as pure functions over tensors.
+"""The arithmetic of PPO with one outcome reward per sequence, as pure functions over tensors; other algorithms of
+`genal_ray.learners` share most of it.
 
     log pi, log pi_ref, reward ─► shaped rewards ─► GAE ─► advantages, returns ─► clipped losses
 

@@ -34,6 +34,8 @@ class RolloutBatch:
     """float32 [n, R], nats; zero where masked."""
     mask: Tensor
     """bool [n, R], R the longest response."""
+    groups: IntArray
+    """int64 [n], the same number for sequences of the same prompt, from 0 in the order of their first."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -83,7 +85,13 @@ def pack(rollouts: Sequence[Rollout], device: torch.device | str = "cpu") -> Rol
         rewards=torch.tensor([r.reward for r in kept], dtype=torch.float32, device=device),
         generator_logprobs=torch.from_numpy(logprobs).to(device),
         mask=torch.from_numpy(mask).to(device),
+        groups=_groups(prompts),
     )
+
+
+def _groups(prompts: Sequence[tuple[int, ...]]) -> IntArray:
+    numbers: dict[tuple[int, ...], int] = {}
+    return np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], dtype=np.int64)
 
 
 def minibatches(num_sequences: int, batch_size: int, rng: np.random.Generator) -> Iterator[IntArray]:

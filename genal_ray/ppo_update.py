@@ -1,6 +1,8 @@
-"""One PPO update: from rollouts to a changed policy, over whatever engine takes the optimiser steps.
+"""One update: from rollouts to a changed policy, over whatever engine takes the optimiser steps.
 
     RolloutBatch ─► old log-probs, values, reference log-probs (no gradient) ─► advantages ─► epochs of clipped steps
+
+What the advantages are is the algorithm's (`genal_ray.learners`); PPO's clipped steps are common to all of them.
 
 Each worker runs this on the same batch; `Workers.sum` is the only thing that passes between them here.
 """
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from genal_ray import ppo
 from genal_ray.config import LearnerConfig
+from genal_ray.learners import Measured
 from genal_ray.policy_model import PolicyModel
 from genal_ray.ppo_batch import MicroBatch, RolloutBatch, micro_batches, minibatches
 
@@ -62,10 +65,16 @@ class Experience:
     """What stays fixed during an update; [n, R] each, zero where masked."""
 
     logprobs: Tensor
+    reference_logprobs: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
+    """None without a critic."""
     values: Tensor
     importance: Tensor
+    weights: Tensor
+    """A token's weight in the mean that the loss is."""
+    kl_coefficient: float
+    """Of the loss's KL term; 0 when the penalty is a part of the rewards."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +82,7 @@ class Totals:
     """Sums over response tokens and steps, for the metrics."""
 
     sums: Tensor
-    """float64 [5]: policy loss, value loss, clipped, approximate KL, tokens."""
+    """float64 [7]: policy loss, value loss, KL loss, their weight, clipped, approximate KL, tokens."""
     first_ratio_error: Tensor
     """float64 [workers]: the largest |ratio - 1| before the first step, per worker."""
     grad_norms: list[float] = field(default_factory=list)
@@ -97,13 +106,13 @@ def ppo_update(
     experience, metrics = collect_experience(engine, batch, config, kl_coefficient, workers)
     device = batch.mask.device
     totals = Totals(
-        sums=torch.zeros(5, dtype=torch.float64, device=device),
+        sums=torch.zeros(7, dtype=torch.float64, device=device),
         first_ratio_error=torch.zeros(workers.size, dtype=torch.float64, device=device),
     )
     engine.module.train()
     for _ in range(config.epochs):
         for rows in minibatches(len(batch), config.batch_size, rng):
-            scale = workers.size / float(batch.num_response[rows].sum())
+            scale = workers.size / float(experience.weights[rows].sum(dtype=torch.float64))
             passes = list(
                 micro_batches(batch, rows, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size)
             )
@@ -112,7 +121,7 @@ def ppo_update(
                 engine.backward(loss * (scale * micro.weight), last=i == len(passes) - 1)
             totals.grad_norms.append(engine.step())
     engine.module.eval()
-    metrics |= _summary(totals, workers)
+    metrics |= _summary(totals, experience, workers)
     metrics["rl/tokens_per_s"] = float(batch.lengths.sum()) / (time.perf_counter() - started)
     metrics["rl/kl_coefficient"] = kl_coefficient
     return metrics
@@ -124,14 +133,24 @@ def collect_experience(
     """Old log-probabilities at the sampling temperature, values and reference log-probabilities, each computed once
     and shared among the workers; from them advantages, returns and importance weights.
     """
+    algorithm = config.algorithm
+    assert algorithm is not None, "learner.name is none"
     engine.module.eval()
     logprobs, values, entropy = _sweep(engine.module, batch, config, workers, with_entropy=True)
     with engine.reference() as reference:
         reference_logprobs, _, _ = _sweep(reference, batch, config, workers, with_entropy=False)
     mask = batch.mask
     kl = torch.where(mask, ppo.kl_estimates(logprobs, reference_logprobs, config.kl.estimator), 0.0)
-    rewards = ppo.shaped_rewards(batch.rewards, kl, mask, kl_coefficient)
-    advantages, returns = ppo.generalized_advantages(rewards, values, mask, gamma=config.gamma, lam=config.gae_lambda)
+    measured = Measured(
+        logprobs=logprobs,
+        reference_logprobs=reference_logprobs,
+        kl=kl,
+        values=values,
+        rewards=batch.rewards,
+        mask=mask,
+        groups=batch.groups,
+    )
+    targets = algorithm.targets(measured, config, kl_coefficient)
     importance = ppo.importance_weights(logprobs, batch.generator_logprobs, config.importance_cap)
     mismatch = ppo.kl_estimates(batch.generator_logprobs, logprobs, "k3")
     metrics = {
@@ -139,15 +158,19 @@ def collect_experience(
         "rl/entropy": float(entropy[mask].mean()),
         "rl/mismatch_kl": float(mismatch[mask].mean()),
         "rl/importance_mean": float(importance[mask].mean()),
-        "rl/explained_variance": ppo.explained_variance(values, returns, mask),
         "rl/response_length": float(batch.num_response.mean()),
+        **targets.metrics,
     }
+    weights = mask.float()
     experience = Experience(
         logprobs=logprobs,
-        advantages=ppo.standardize(advantages, mask),
-        returns=returns,
+        reference_logprobs=reference_logprobs,
+        advantages=targets.advantages,
+        returns=targets.returns,
         values=values,
         importance=importance,
+        weights=weights / weights.sum(1, keepdim=True) if algorithm.sequences_weigh_same else weights,
+        kl_coefficient=kl_coefficient if algorithm.kl_in_loss else 0.0,
     )
     return experience, metrics
 
@@ -181,47 +204,58 @@ def _loss(
     totals: Totals,
     rank: int,
 ) -> Tensor:
-    """Summed loss of the pass's response tokens."""
+    """Weighted sum of the losses of the pass's response tokens."""
     with_entropy = config.entropy_coefficient > 0 and train_trunk
     logprobs, values, entropy = engine(micro.tokens, micro.row, micro.column, with_entropy, train_trunk)
-    old = micro.pick(experience.logprobs)
+    old, weights = micro.pick(experience.logprobs), micro.pick(experience.weights)
     policy_loss, clipped = ppo.policy_losses(logprobs, old, micro.pick(experience.advantages), config.clip_range)
-    policy_loss = (policy_loss * micro.pick(experience.importance)).sum()
-    value_loss = ppo.value_losses(
-        values, micro.pick(experience.values), micro.pick(experience.returns), config.value_clip_range
-    ).sum()
+    policy_loss = (policy_loss * micro.pick(experience.importance) * weights).sum()
+    value_loss = kl_loss = torch.zeros_like(policy_loss)
     # a zero gradient instead of none, also for the head: see PolicyModel.forward
-    loss = (1.0 if train_trunk else 0.0) * policy_loss + config.value_coefficient * value_loss
+    loss = (1.0 if train_trunk else 0.0) * policy_loss
+    if experience.returns is not None:
+        value_loss = ppo.value_losses(
+            values, micro.pick(experience.values), micro.pick(experience.returns), config.value_clip_range
+        )
+        value_loss = (value_loss * weights).sum()
+        loss = loss + config.value_coefficient * value_loss
+    if experience.kl_coefficient > 0:
+        kl_loss = ppo.kl_estimates(logprobs, micro.pick(experience.reference_logprobs), "k3")
+        kl_loss = (kl_loss * weights).sum()
+        loss = loss + experience.kl_coefficient * kl_loss
     if with_entropy:
-        loss = loss - config.entropy_coefficient * entropy.sum()
+        loss = loss - config.entropy_coefficient * (entropy * weights).sum()
     with torch.no_grad():
-        _account(totals, micro, policy_loss, value_loss, clipped, logprobs - old, rank)
+        losses = torch.stack([policy_loss, value_loss, kl_loss, weights.sum()])
+        _account(totals, micro, losses, clipped, logprobs - old, rank)
     return loss
 
 
 def _account(
     totals: Totals,
     micro: MicroBatch,
-    policy_loss: Tensor,
-    value_loss: Tensor,
+    losses: Tensor,
     clipped: Tensor,
     log_ratio: Tensor,
     rank: int,
 ) -> None:
     approximate_kl = ppo.kl_estimates(-log_ratio, torch.zeros_like(log_ratio), "k3").sum()
     tokens = torch.tensor(float(len(log_ratio)), device=log_ratio.device)
-    sums = torch.stack([policy_loss, value_loss, clipped.sum().float(), approximate_kl, tokens])
+    sums = torch.cat([losses, torch.stack([clipped.sum().float(), approximate_kl, tokens])])
     totals.sums += sums.double() * micro.weight
     if not totals.grad_norms:
         error = torch.expm1(log_ratio).abs().max().double()
         totals.first_ratio_error[rank] = torch.maximum(totals.first_ratio_error[rank], error)
 
 
-def _summary(totals: Totals, workers: Workers) -> dict[str, float]:
-    policy_loss, value_loss, clipped, approximate_kl, tokens = workers.sum(totals.sums).tolist()
+def _summary(totals: Totals, experience: Experience, workers: Workers) -> dict[str, float]:
+    policy_loss, value_loss, kl_loss, weight, clipped, approximate_kl, tokens = workers.sum(totals.sums).tolist()
+    value = {} if experience.returns is None else {"rl/value_loss": value_loss / weight}
+    kl = {"rl/kl_loss": kl_loss / weight} if experience.kl_coefficient > 0 else {}
     return {
-        "rl/policy_loss": policy_loss / tokens,
-        "rl/value_loss": value_loss / tokens,
+        "rl/policy_loss": policy_loss / weight,
+        **value,
+        **kl,
         "rl/clip_fraction": clipped / tokens,
         "rl/approx_kl": approximate_kl / tokens,
         "rl/first_ratio_error": float(workers.sum(totals.first_ratio_error).max()),
