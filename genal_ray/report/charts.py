@@ -22,7 +22,7 @@ Series = Mapping[str, Sequence[float | None]]
 _INK = "#010203"
 """Drawn instead of the page's text colour, which SVG takes over as `currentColor`."""
 
-_COLOURS = ("#3a83d4", "#d17a1f", "#2c9a6c", "#9a6bd8", "#d65050", "#2592a8", "#8a8a8a", "#b3598f", "#7f8f2a")
+_COLOURS = ("#3a83d4", "#c9731a", "#2c9a6c", "#9a6bd8", "#d65050", "#2592a8", "#8a8a8a", "#b3598f", "#7f8f2a")
 """Contrast of at least 3 : 1 with both backgrounds of the page."""
 
 _WIDTH, _HEIGHT = 4.6, 3.2
@@ -50,7 +50,7 @@ def lines(name: str, x: Sequence[float], panels: Sequence[tuple[str, Series]], x
 
 
 def stacked(name: str, rounds: Sequence[float], series: Series, unit: str) -> Markup | None:
-    """A bar per round, its parts stacked; None when nothing was measured."""
+    """A bar per round, its parts stacked from zero; None when nothing was measured."""
     known = _known(series)
     if not known:
         return None
@@ -61,10 +61,11 @@ def stacked(name: str, rounds: Sequence[float], series: Series, unit: str) -> Ma
         heights = [max(value or 0.0, 0.0) for value in values]
         ax.bar(rounds, heights, bottom=bottom, width=0.7, color=colour, label=label)
         bottom = [below + height for below, height in zip(bottom, heights, strict=True)]
+    ax.set_ylim(0, 1.05 * max(bottom) or 1)
     ax.set_xlabel("round")
     ax.set_ylabel(unit)
     _whole_numbers(ax, rounds)
-    _legend(ax, len(known), least=1)
+    _legend(ax, len(known))
     return _svg(figure, name)
 
 
@@ -86,8 +87,8 @@ def _whole_numbers(ax: Axes, x: Sequence[float]) -> None:
         ax.set_xlim(x[0] - 1, x[0] + 1)
 
 
-def _legend(ax: Axes, count: int, least: int = 2) -> None:
-    if count >= least:
+def _legend(ax: Axes, count: int) -> None:
+    if count > 1:
         ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, borderaxespad=0.2)
 
 

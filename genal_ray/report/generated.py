@@ -46,7 +46,7 @@ class Generated:
     score: float | None
     """What it was selected by."""
     reward: float | None
-    """After shaping, as PPO saw it; None where nothing was learned from it."""
+    """After shaping, as the learner saw it; None where nothing was learned from it."""
     label: Label | None
     """Set when it was chosen for labeling, in this round or a later one."""
     neighbours: tuple[Neighbour, ...]

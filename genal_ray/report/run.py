@@ -107,10 +107,8 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
         ),
         Chart(
             title="Synthetic among the selected",
-            note="Percent of the labels bought in a round that went to generated instances.",
-            svg=charts.lines(
-                "synthetic", after_first, [("percent", {"synthetic": _percent(of(later, "al/synthetic_share"))})]
-            ),
+            note="Percent of the labels bought in a round that went to real and to generated instances.",
+            svg=charts.stacked("synthetic", after_first, _origins(later), "percent"),
         ),
         Chart(
             title="Where the time went",
@@ -130,8 +128,7 @@ def _seconds(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
 
 def _rejected(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
     fates = [fate for fate in Fate if fate != Fate.KEPT]
-    shares = {str(fate): [_share(row, f"gen/num_{fate}") for row in rounds] for fate in fates}
-    return {fate: values for fate, values in shares.items() if any(values)} or dict(list(shares.items())[:1])
+    return {str(fate): [_share(row, f"gen/num_{fate}") for row in rounds] for fate in fates}
 
 
 def _share(row: RoundRow, metric: str) -> float | None:
@@ -140,5 +137,7 @@ def _share(row: RoundRow, metric: str) -> float | None:
     return None if count is None or not completions else 100 * count / completions
 
 
-def _percent(values: Sequence[float | None]) -> list[float | None]:
-    return [None if value is None else 100 * value for value in values]
+def _origins(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
+    """Percent of the labels bought in each round, by origin."""
+    synthetic = [None if share is None else 100 * share for share in of(rounds, "al/synthetic_share")]
+    return {"real": [None if share is None else 100 - share for share in synthetic], "synthetic": synthetic}
