@@ -88,17 +88,16 @@ def make_policy(
     return load_policy(GeneratorConfig(model=str(model), **generator), config, dtype)
 
 
-def make_rollouts(num: int, seed: int = 0, shortest: int = 1) -> list[Rollout]:
+def make_rollouts(num: int, seed: int = 0, shortest: int = 1, group: int = 1) -> list[Rollout]:
+    """`group` rollouts in a row have the same prompt."""
     rng = np.random.default_rng(seed)
-    return [
-        make_rollout(
-            rng.integers(1, VOCABULARY, rng.integers(1, 20)),
-            rng.integers(1, VOCABULARY, rng.integers(shortest, 12)),
-            float(rng.normal()),
-            rng.normal(-6, 0.5, 12),
-        )
-        for _ in range(num)
-    ]
+    rollouts = []
+    for i in range(num):
+        if i % group == 0:
+            prompt = rng.integers(1, VOCABULARY, rng.integers(1, 20))
+        response = rng.integers(1, VOCABULARY, rng.integers(shortest, 12))
+        rollouts.append(make_rollout(prompt, response, float(rng.normal()), rng.normal(-6, 0.5, 12)))
+    return rollouts
 
 
 def make_rollout(prompt: Any, response: Any, reward: float, logprobs: Any) -> Rollout:
