@@ -122,6 +122,7 @@ def compare(
     parallel: Annotated[
         int | None, typer.Option(min=1, help="runs at a time (default: as many as cores, GPUs and memory allow)")
     ] = None,
+    title: Annotated[str | None, typer.Option(help="of the figure (default: data set and pool size)")] = None,
     address: Address = None,
 ) -> None:
     """Learning curves of several methods on one configuration; the same command goes on with what was cut off."""
@@ -130,7 +131,7 @@ def compare(
     from cluster.console import ConsoleComparisonView, show_summary
 
     names = [*(name.strip() for name in methods.split(",") if name.strip()), *(method or [])]
-    comparison = make_comparison(config, names, seeds, out.absolute(), overrides or [])
+    comparison = make_comparison(config, names, seeds, out.absolute(), overrides or [], title=title)
     to = console()
     with ConsoleComparisonView(to, len(comparison.jobs)) as shown:
         for note in comparison.notes:

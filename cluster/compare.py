@@ -112,7 +112,7 @@ def plan(
         overrides=tuple(overrides),
         methods=tuple(found),
         seeds=tuple(numbers),
-        command=_command(source, methods, seeds, directory, overrides),
+        command=_command(source, methods, seeds, directory, overrides, title),
         versions=installed_versions(),
     )
     return Comparison(directory=directory, description=described, jobs=jobs, budgets=budgets, notes=notes)
@@ -201,7 +201,7 @@ def _title(config: RunConfig) -> str:
 
 
 def _command(
-    source: str, methods: Sequence[str], seeds: int, directory: Path, overrides: Sequence[str]
+    source: str, methods: Sequence[str], seeds: int, directory: Path, overrides: Sequence[str], title: str | None
 ) -> tuple[str, ...]:
     names = [name for name in methods if ":" not in name]
     words = ["genal-ray", "compare", source]
@@ -211,6 +211,7 @@ def _command(
     words += ["--seeds", str(seeds)]
     for setting in overrides:
         words += ["--set", setting]
+    words += ["--title", title] if title else []
     return (*words, "--out", str(directory))
 
 

@@ -12,7 +12,9 @@ import pytest
 from cluster.cli import main
 from genal_ray.config import presets
 
-COMMANDS = ("run", "resume", "status", "stop", "report", "plan", "doctor", "presets", "train-annotator")
+COMMANDS = (
+    "run", "resume", "status", "stop", "compare", "methods", "report", "plan", "doctor", "presets", "train-annotator",
+)  # fmt: skip
 
 
 def write_lines(path: Path, rows: list[dict[str, str]]) -> None:

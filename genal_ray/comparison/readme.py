@@ -81,14 +81,18 @@ def _heading(description: Description) -> str:
     )
 
 
-def _summary(summary: Summary) -> str:
+def summary_table(summary: Summary) -> str:
+    """A row for each method, as Markdown."""
     head = (
         "method", "seeds", "accuracy at 50%", "at 100%", "at 200%", "AUC", "AUC against random",
         "at 100% against random", "at 200% against random at 100%",
     )  # fmt: skip
-    table = _table(head, [_row(method) for method in summary.methods])
+    return _table(head, [_row(method) for method in summary.methods])
+
+
+def _summary(summary: Summary) -> str:
     return (
-        f"## Summary\n\n{table}\n\n"
+        f"## Summary\n\n{summary_table(summary)}\n\n"
         "Finished runs only. Accuracy in %, mean ± standard deviation (n-1) over seeds, by share of the pool that is "
         f"labeled; AUC is the mean accuracy from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
         "range that all methods share (area under the learning curve by the trapezoid rule, divided by the range). "

@@ -1,0 +1,149 @@
+"""Comparisons: what is planned, how many runs go on at once, and one that is killed and started again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from cluster import compare
+from cluster.compare import Job, plan
+from cluster.machine import GIB, Machine
+from genal_ray.comparison.curves import read_curves
+from genal_ray.config import load_config
+from genal_ray.errors import UserError
+from genal_ray.store import RunDirectory
+
+GENAL_RAY = Path(sys.executable).with_name("genal-ray")
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    """A configuration of 24 reviews with a small student."""
+    words = {"good": "lovely", "bad": "dull"}
+    for name, count in (("train", 24), ("test", 8)):
+        labels = [("good", "bad")[i % 2] for i in range(count)]
+        rows = [{"text": f"{name} film {i} is {words[label]}", "label": label} for i, label in enumerate(labels)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = tmp_path / "reviews.yaml"
+    config.write_text(
+        f"""
+seed: 3
+task: {{domain: movie reviews}}
+data: {{source: {tmp_path}, train: train.jsonl, evaluation: test.jsonl, initial_labeled: 6, initial_method: stratified}}
+budget: {{per_round: 6, total: 2.0}}
+student: {{model: minilm, min_steps: 4, epochs: 1, batch_size: 4, max_length: 16}}
+scorer: {{num_cpus: 0.5}}
+""",
+        encoding="utf-8",
+    )
+    return config
+
+
+def job(**settings: Any) -> Job:
+    config = load_config("demo", [f"{key}={value}" for key, value in settings.items()])
+    return Job(method="m", seed=0, config=config, store=RunDirectory(Path("nowhere")))
+
+
+def test_plan_gives_every_method_the_same_seeds_and_its_own_folder(reviews: Path, tmp_path: Path) -> None:
+    planned = plan(str(reviews), ["random", "mine:acquisition.k=3"], 2, tmp_path / "out", ["student.epochs=2"])
+    assert [(j.method, j.seed) for j in planned.jobs] == [("random", 3), ("random", 4), ("mine", 3), ("mine", 4)]
+    assert planned.jobs[0].store.path == tmp_path / "out" / "runs" / "random" / "seed-3"
+    assert {j.config.student.epochs for j in planned.jobs} == {2}
+    assert planned.jobs[2].config.acquisition.model_dump()["k"] == 3
+    assert planned.budgets["random", 3].total == 24
+    assert any("the run ends with the pool" in note for note in planned.notes)
+    command = planned.description.command
+    assert command[:3] == ("genal-ray", "compare", str(reviews))
+    assert command[command.index("--method") + 1] == "mine:acquisition.k=3"
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["rando"], "unknown method 'rando'.*random"),
+        ([], "no methods"),
+        (["mine:acquisition.k=3", "mine:acquisition.k=4"], "twice: mine"),
+        (["mine:acquisition.q=3"], "method mine: .*acquisition.q"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_at_once(
+    reviews: Path, tmp_path: Path, methods: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(str(reviews), methods, 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> None:
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
+    planned.jobs[0].store.create(planned.jobs[0].config)
+    plan(str(reviews), ["random", "entropy"], 2, tmp_path / "out")  # more methods and seeds may join
+    with pytest.raises(UserError, match="holds a run of another configuration"):
+        plan(str(reviews), ["random"], 1, tmp_path / "out", ["student.epochs=2"])
+
+
+def test_runs_go_side_by_side_while_cores_and_memory_last() -> None:
+    pool, writing = job(generator="null"), job()
+    machine = Machine(cores=2, memory=64 * GIB, shared_memory=GIB, disk=GIB)
+    active = [compare._Active(job=pool, driver=None, work=None)]
+    room = compare._Room(machine, None, None)
+    assert room.has(writing, [])
+    assert room.has(pool, active)
+    assert not room.has(pool, active * 2)
+    assert not room.has(writing, active), "student and learner of a generative run keep both cores busy"
+    assert compare._Room(machine, 3, None).has(writing, active * 2)
+    small = Machine(cores=2, memory=GIB, shared_memory=GIB, disk=GIB)
+    assert not compare._Room(small, None, None).has(pool, active)
+
+
+def curves(directory: Path) -> list[dict[str, Any]]:
+    """All columns but the seconds."""
+    points = [asdict(point) for point in read_curves(directory / "curves.csv")]
+    return [{key: value for key, value in point.items() if key != "seconds"} for point in points]
+
+
+def start(reviews: Path, out: Path) -> subprocess.Popen[str]:
+    options = ["--methods", "random,entropy", "--seeds", "1", "--out", str(out)]
+    command = [str(GENAL_RAY), "compare", str(reviews), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_killed_comparison_goes_on_to_the_same_curves(reviews: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(reviews, killed)
+    deadline = time.monotonic() + 240
+    while not (killed / "runs" / "random" / "seed-3" / "rounds" / "0001" / "COMMITTED").exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+    processes = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in processes:
+        try:
+            os.kill(one.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.communicate(timeout=60)
+    outputs = []
+    for directory in (killed, whole):
+        process = start(reviews, directory)
+        output, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, output
+        outputs.append(output)
+    assert curves(killed) == curves(whole)
+    assert [p["num_labels"] for p in curves(whole)] == [6, 12, 18, 24] * 2
+    ledger = (killed / "runs" / "random" / "seed-3" / "labels" / "ledger.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in ledger}) == len(ledger) == 24
+    assert "the budget of 24 labels is spent" in outputs[1]
+    assert {"summary.csv", "figure.png", "figure.svg", "README.md"} <= {p.name for p in whole.iterdir()}
