@@ -205,7 +205,7 @@ async def _generate(
     assert run.parts.generator is not None
     rng = np.random.default_rng(derive_seed(run.config.seed, "prompts", number))
     prompts = run.config.strategy.build_prompts(
-        run.pools, run.parts.task, round=number, budget=budget, rng=rng
+        run.pools, run.parts.task, round=number, budget=budget, rng=rng, label_names=run.corpus.label_names
     )
     started = time.perf_counter()
     completions = await run.parts.generator.generate(prompts, progress)

@@ -53,7 +53,7 @@ class PlainTask(Task):
     name: str = "plain"
     domain: str = "remarks"
 
-    def prompt(self, examples: Sequence[Instance]) -> str:
+    def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:
         return "\n".join(self.render(example) for example in examples)
 
     def render(self, example: Instance) -> str:

@@ -22,7 +22,9 @@ def prompts(budget: int, pool_size: int = 20, **fields: Any) -> list[Prompt]:
     strategy = build("genal_ray.strategies", Strategy, {"name": "signal", **fields})
     assert strategy.group_size == fields.get("completions_per_prompt", 1)
     pools = Pools([Instance(id=f"r-{i}", text=f"remark {i}") for i in range(pool_size)])
-    return strategy.build_prompts(pools, TASK, round=3, budget=budget, rng=np.random.default_rng(7))
+    return strategy.build_prompts(
+        pools, TASK, round=3, budget=budget, rng=np.random.default_rng(7), label_names=("no", "yes")
+    )
 
 
 def test_every_prompt_of_signal_is_a_draw_of_its_own() -> None:

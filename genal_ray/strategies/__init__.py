@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -35,9 +35,16 @@ class Strategy(Plugin):
 
     @abstractmethod
     def build_prompts(
-        self, pools: Pools, task: Task, *, round: int, budget: int, rng: np.random.Generator
+        self,
+        pools: Pools,
+        task: Task,
+        *,
+        round: int,
+        budget: int,
+        rng: np.random.Generator,
+        label_names: Sequence[str],
     ) -> list[Prompt]:
-        """The prompts of a round that buys `budget` labels."""
+        """The prompts of a round that buys `budget` labels. `label_names` are those of the labels 0, 1, ..."""
 
     def selector(self, configured: Acquisition) -> Acquisition:
         """What chooses the instances to be labeled; `configured` is the run's `acquisition`."""

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 INSTRUCTION = "Based on the following examples of {domain}, come up with a new example:"
 """First line of the prompt (SIGnAL, section 4.1)."""
 
+LABEL_INSTRUCTION = (
+    "Based on the following examples of {domain} with the label {label}, "
+    "come up with a new example with the label {label}:"
+)
+"""First line of a prompt whose examples have one label."""
+
+LABEL_LINE = "All of these examples have the label {label}, and so has the new one:"
+"""What tells the label below an `instruction` of one's own."""
+
 
 class Task(registry.Plugin):
     """Base of the task kinds; its fields are those of the `task` section that concern prompts."""
@@ -31,8 +40,11 @@ class Task(registry.Plugin):
     """In-context examples per prompt (p)."""
 
     @abstractmethod
-    def prompt(self, examples: Sequence[Instance]) -> str:
-        """The prompt text for in-context examples, in the paper's form (SIGnAL, section 4.1)."""
+    def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:
+        """The prompt text for in-context examples, in the paper's form (SIGnAL, section 4.1).
+
+        `label` is the name of the label that all examples have and the new one is to have; None: not told.
+        """
 
     @abstractmethod
     def render(self, example: Instance) -> str:
@@ -54,14 +66,23 @@ def build_task(config: TaskConfig) -> Task:
     return registry.build("genal_ray.tasks", Task, {"name": config.kind, **fields})  # type: ignore[type-abstract]
 
 
-def numbered_prompt(task: Task, examples: Sequence[str]) -> str:
+def numbered_prompt(task: Task, examples: Sequence[str], label: str | None = None) -> str:
     """The paper's prompt: instruction, `Example 1: ...` and so on, and `New Example:` for the model to go on.
 
-    Line breaks inside an example become spaces, since a line break ends an example.
+    Line breaks inside an example become spaces, since a line break ends an example. A `label` that all of them have
+    is told in the instruction, or below one of the user's own.
     """
-    lines = [(task.instruction or INSTRUCTION).replace("{domain}", task.domain)]
+    lines = [line.replace("{domain}", task.domain) for line in _instruction(task, label)]
     lines += [f"Example {i}: {one_line(example)}" for i, example in enumerate(examples, 1)]
     return "\n".join([*lines, "New Example:"])
+
+
+def _instruction(task: Task, label: str | None) -> list[str]:
+    if label is None:
+        return [task.instruction or INSTRUCTION]
+    if task.instruction is None:
+        return [LABEL_INSTRUCTION.replace("{label}", one_line(label))]
+    return [task.instruction, LABEL_LINE.replace("{label}", one_line(label))]
 
 
 def one_line(text: str) -> str:

@@ -20,8 +20,8 @@ class SingleText(Task):
     name: str = "single_text"
     min_characters: int = Field(2, ge=1, description="shorter completions are no texts")
 
-    def prompt(self, examples: Sequence[Instance]) -> str:
-        return numbered_prompt(self, [self.render(example) for example in examples])
+    def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:
+        return numbered_prompt(self, [self.render(example) for example in examples], label)
 
     def render(self, example: Instance) -> str:
         return one_line(example.text)

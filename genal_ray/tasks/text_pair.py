@@ -21,8 +21,8 @@ class TextPair(Task):
     first_name: str = Field("Question", min_length=1, description="word before the first text")
     second_name: str = Field("Response", min_length=1, description="word before the second text")
 
-    def prompt(self, examples: Sequence[Instance]) -> str:
-        return numbered_prompt(self, [self.render(example) for example in examples])
+    def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:
+        return numbered_prompt(self, [self.render(example) for example in examples], label)
 
     def render(self, example: Instance) -> str:
         assert example.text_pair is not None, "the corpus of a pair task holds pairs"
