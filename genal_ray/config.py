@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from genal_ray.acquisition import Acquisition, Batchwise, Pointwise
+from genal_ray.config_guards import GuardsConfig, StoppingConfig
 from genal_ray.config_sections import (
     AnnotatorsConfig,
     AnyAcquisition,
@@ -45,6 +46,7 @@ __all__ = [
     "ClusterConfig",
     "DataConfig",
     "GeneratorConfig",
+    "GuardsConfig",
     "KLConfig",
     "LearnerConfig",
     "LoraConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "ScorerConfig",
     "Section",
     "SelectionConfig",
+    "StoppingConfig",
     "StudentConfig",
     "TaskConfig",
     "WarmupConfig",
@@ -82,6 +85,8 @@ class RunConfig(Section):
     student: StudentConfig
     scorer: ScorerConfig = ScorerConfig()
     learner: LearnerConfig = LearnerConfig()
+    guards: GuardsConfig = GuardsConfig()
+    stopping: StoppingConfig = StoppingConfig()
     cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")

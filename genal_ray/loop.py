@@ -26,7 +26,7 @@ from genal_ray.budget import Budget
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
-from genal_ray.guards import fate_metrics, judge
+from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
@@ -210,8 +210,10 @@ async def _generate(
     started = time.perf_counter()
     completions = await run.parts.generator.generate(prompts, progress)
     seconds = time.perf_counter() - started
-    candidates = judge(completions, run.parts.task, run.pools, round=number)
-    metrics = fate_metrics(candidates)
+    candidates = await asyncio.to_thread(
+        judge, completions, run.parts.task, run.pools, round=number, guards=run.config.guards
+    )
+    metrics = fate_metrics(candidates) | collapse_metrics(candidates, run.parts.task)
     metrics["gen/tokens_per_s"] = metrics["gen/num_tokens"] / seconds
     return candidates, metrics
 
@@ -286,7 +288,11 @@ async def _annotate(
     instances = run.pools.find(ids)
     await run.parts.annotation.buy(instances, round=number, progress=progress)
     synthetic = sum(instance.origin == "synthetic" for instance in instances)
-    return ids, {"al/synthetic_share": synthetic / max(len(ids), 1)}
+    labeled = [*run.pools.labeled, *run.parts.annotation.bought(ids)]
+    return ids, {
+        "al/synthetic_share": synthetic / max(len(ids), 1),
+        **label_metrics(labeled, len(run.corpus.label_names)),
+    }
 
 
 async def _fit_student(run: Run, folder: Round, number: int) -> StageResult[StudentFit]:

@@ -20,7 +20,8 @@ class Pools:
     def __init__(self, real: Sequence[Instance]) -> None:
         self.real: tuple[Instance, ...] = tuple(real)
         """The whole real pool, labeled or not: in-context examples come from here."""
-        self._real_texts = {normalized(i.student_input) for i in self.real}
+        self.real_texts: frozenset[str] = frozenset(normalized(i.student_input) for i in self.real)
+        """Normalised texts of the whole real pool."""
         self._unlabeled: dict[str, Instance] = {i.id: i for i in self.real}
         self._labeled: dict[str, LabeledInstance] = {}
 
@@ -79,10 +80,6 @@ class Pools:
         self._unlabeled = {
             id: i for id, i in self._unlabeled.items() if i.origin == "real" or i.round >= born_before
         }
-
-    def is_copy(self, text: str) -> bool:
-        """Whether a normalised text is one of the real pool's."""
-        return text in self._real_texts
 
     def synthetic_texts(self) -> set[str]:
         """Normalised texts of all synthetic instances, labeled or waiting."""

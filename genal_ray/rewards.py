@@ -19,11 +19,12 @@ def build_rollouts(
 ) -> tuple[list[Rollout], dict[str, float]]:
     """A rollout per completion of the round (SIGnAL, Algorithm 1, lines 11-12), and `rl/reward_*` before shaping.
 
-    Every completion is rewarded, chosen for labeling or not. `scores` are those of all instances of the round.
+    Every completion is rewarded, chosen for labeling or not; penalised ones earn the floor. `scores` are those of all
+    instances of the round.
     """
     by_id: Mapping[str, float] = dict(zip(scores.ids, scores.values.tolist(), strict=True))
     raw = np.array(
-        [np.nan if c.instance is None else by_id[c.instance.id] for c in candidates], dtype=np.float64
+        [np.nan if c.instance is None or c.penalized else by_id[c.instance.id] for c in candidates], dtype=np.float64
     )
     shaped = shape_rewards(raw, config)
     kept = raw[~np.isnan(raw)]

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genal_ray.files import write_atomically, write_json
-from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Scores, StudentFit
+from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -98,6 +98,8 @@ class CandidateCodec:
                 **dataclasses.asdict(candidate.completion),
                 "fate": str(candidate.fate),
                 "instance": None if candidate.instance is None else dataclasses.asdict(candidate.instance),
+                "repeats": candidate.repeats and str(candidate.repeats),
+                "penalized": candidate.penalized,
             }
             for candidate in value
         ]
@@ -173,12 +175,14 @@ def _write_table(path: Path, table: pa.Table) -> None:
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:
-    fate, instance = Fate(row.pop("fate")), row.pop("instance")
+    fate, instance, repeats, penalized = (row.pop(name) for name in ("fate", "instance", "repeats", "penalized"))
     sequences = {key: tuple(row[key]) for key in ("prompt_token_ids", "token_ids", "logprobs")}
     return Candidate(
         completion=Completion(**{**row, **sequences}),
-        fate=fate,
+        fate=Fate(fate),
         instance=None if instance is None else Instance(**instance),
+        repeats=None if repeats is None else Repeat(repeats),
+        penalized=penalized,
     )
 
 
@@ -192,6 +196,8 @@ _CANDIDATES = pa.schema(
         ("finish_reason", pa.string()),
         ("policy_version", pa.int32()),
         ("fate", pa.string()),
+        ("repeats", pa.string()),
+        ("penalized", pa.bool_()),
         (
             "instance",
             pa.struct(

@@ -86,9 +86,21 @@ class Fate(StrEnum):
     KEPT = "kept"
     COPIED = "copied"
     DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
     EMPTY = "empty"
     TRUNCATED = "truncated"
     UNPARSEABLE = "unparseable"
+
+
+class Repeat(StrEnum):
+    """What a text repeats, whatever is done about it."""
+
+    COPY = "copy"
+    """A text of the real pool."""
+    DUPLICATE = "duplicate"
+    """A synthetic text of the pool, labeled or not, or an earlier one of the round."""
+    NEAR_DUPLICATE = "near_duplicate"
+    """Nearly one of either."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +111,9 @@ class Candidate:
     fate: Fate
     instance: Instance | None = None
     """Set exactly when the fate is KEPT."""
+    repeats: Repeat | None = None
+    penalized: bool = False
+    """Whether it earns the floor reward although it was kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +161,8 @@ class StudentFit:
     """Plain Hugging Face folder: model, tokenizer, config with label names."""
     metrics: Mapping[str, float]
     """`al/accuracy`, `al/macro_f1` on the evaluation split and `student/*`."""
+    stop_predictions: tuple[int, ...] = ()
+    """Label indices for the stop set; empty where a run has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,9 +75,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[Proble
 
 def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
     *parents, key = path
-    section = model
-    for parent in parents:
-        section = _sections(section, parent)[0]
+    section = _section_at(model, parents)
     hint = suggestion(key, list(section.model_fields))
     if not hint:
         elsewhere = [place for place in _places(model) if place.split(".")[-1] == key]
@@ -87,11 +85,17 @@ def _unknown_key(path: tuple[str, ...], model: type[BaseModel]) -> str:
 
 def _missing(path: tuple[str, ...], model: type[BaseModel]) -> str:
     *parents, key = path
-    section = model
-    for parent in parents:
-        section = _sections(section, parent)[0]
+    section = _section_at(model, parents)
     description = section.model_fields[key].description
     return f"missing ({description})" if description else "missing"
+
+
+def _section_at(model: type[BaseModel], parents: list[str]) -> type[BaseModel]:
+    """The model that a path of keys leads to; positions in a list are passed over."""
+    for parent in parents:
+        if not parent.isdigit():
+            model = _sections(model, parent)[0]
+    return model
 
 
 def _sections(model: type[BaseModel], name: str) -> list[type[BaseModel]]:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
 import pytest
 from fakes import PlainTask
 
-from genal_ray.guards import fate_metrics, judge
+from genal_ray.config import GuardsConfig, RewardConfig
+from genal_ray.guards import collapse_metrics, distinct, fate_metrics, judge, label_metrics, normalized_entropy
+from genal_ray.near_duplicates import ShingledTexts
 from genal_ray.pools import Pools
+from genal_ray.rewards import build_rollouts
+from genal_ray.stages import CandidateCodec
 from genal_ray.tasks.single_text import SingleText
 from genal_ray.text import normalized
-from genal_ray.types import Completion, Fate, Instance, LabeledInstance
+from genal_ray.types import Completion, Fate, Instance, LabeledInstance, Repeat, Scores
 
 
 def completion(text: str, finish_reason: str = "stop") -> Completion:
@@ -88,3 +96,105 @@ def test_unselected_synthetic_instances_expire() -> None:
     pools.add(Instance(id=f"s-{n}", text=f"text {n}", origin="synthetic", round=n) for n in (1, 2, 3))
     pools.expire(born_before=3)
     assert [i.id for i in pools.unlabeled] == ["r-0", "s-3"]
+
+
+TRAIN = "the plot is thin and the acting is worse than the plot"
+CLOSE = "the plot is thin and the acting is worse than the plots"
+
+
+def test_near_duplicates_are_found_in_the_pool_and_in_the_round() -> None:
+    pools = Pools([Instance(id="r-0", text=TRAIN), Instance(id="r-1", text="dull")])
+    texts = [CLOSE, "a wholly different remark about the music", "a wholly different remark about the musics", "dulls"]
+    kept = judge([completion(text) for text in texts], PlainTask(), pools, round=1)
+    assert [c.repeats for c in kept] == [Repeat.NEAR_DUPLICATE, None, Repeat.NEAR_DUPLICATE, None]
+    assert {c.fate for c in kept} == {Fate.KEPT}
+    assert not any(c.penalized for c in kept)
+    strict = GuardsConfig(near_duplicate_threshold=0.99)
+    assert not any(c.repeats for c in judge([completion(CLOSE)], PlainTask(), pools, round=1, guards=strict))
+
+
+@pytest.mark.parametrize("treatment", ["drop", "penalize", "keep"])
+def test_treatment_of_near_duplicates(treatment: Literal["drop", "penalize", "keep"]) -> None:
+    guards = GuardsConfig(near_duplicates=treatment)
+    pools = Pools([Instance(id="r-0", text=TRAIN)])
+    first, second = judge([completion(CLOSE), completion("very new")], PlainTask(), pools, round=1, guards=guards)
+    assert first.fate is (Fate.NEAR_DUPLICATE if treatment == "drop" else Fate.KEPT)
+    scores = {c.instance.id: 5.0 for c in (first, second) if c.instance is not None}
+    rollouts, _ = build_rollouts(
+        [first, second],
+        Scores(ids=tuple(scores), values=np.array(list(scores.values()), np.float32), student_version=0),
+        RewardConfig(standardize=False),
+    )
+    assert [r.reward for r in rollouts] == [5.0 if treatment == "keep" else -2.0, 5.0]
+
+
+def test_copies_and_duplicates_may_be_kept_and_are_counted(pools: Pools) -> None:
+    texts = ["a fine film", "quite a ride", "new", "new", "new", "?"]
+    guards = GuardsConfig(copies="keep", duplicates="keep")
+    candidates = judge([completion(text) for text in texts], PlainTask(), pools, round=2, guards=guards)
+    assert [c.fate for c in candidates] == [Fate.KEPT] * 5 + [Fate.UNPARSEABLE]
+    metrics = collapse_metrics(candidates, PlainTask())
+    assert metrics["gen/copy_rate"] == pytest.approx(1 / 6)
+    assert metrics["gen/duplicate_rate"] == pytest.approx(3 / 6)
+    assert metrics["gen/near_duplicate_rate"] == 0
+    assert metrics["gen/unparseable_rate"] == pytest.approx(1 / 6)
+    dropped = judge([completion(text) for text in texts], PlainTask(), pools, round=2)
+    assert collapse_metrics(dropped, PlainTask()) == metrics
+
+
+def test_near_agrees_with_jaccard_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    drawn = ["".join(rng.choice(list("ab "), size=rng.integers(1, 9))) for _ in range(120)]
+    texts = [normalized(text) or "a" for text in drawn]
+    left, right = texts[:70], texts[70:]
+
+    def shingles(text: str) -> set[str]:
+        padded = text.ljust(4, "_")
+        return {padded[i : i + 4] for i in range(len(padded) - 3)}
+
+    found = ShingledTexts(left).near(ShingledTexts(right), 0.5)
+    for text, rows in zip(left, found, strict=True):
+        sets = [(shingles(text), shingles(other)) for other in right]
+        assert rows.tolist() == [n for n, (a, b) in enumerate(sets) if len(a & b) >= 0.5 * len(a | b)]
+    assert 0 < sum(len(rows) for rows in found) < 70 * 50
+    assert [rows.tolist() for rows in ShingledTexts(left).near(ShingledTexts([]), 0.5)] == [[]] * 70
+
+
+def test_many_comparisons_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ShingledTexts([f"text number {n % 5} of some" for n in range(20)])
+    whole = [rows.tolist() for rows in texts.near(texts, 0.9)]
+    assert whole[7] == [2, 7, 12, 17]
+    monkeypatch.setattr("genal_ray.near_duplicates.MAX_COMPARISONS", 60)
+    assert [rows.tolist() for rows in texts.near(texts, 0.9)] == whole
+
+
+def test_distinct_n_counts_different_n_grams_over_all() -> None:
+    texts = [["a", "b", "a", "b"], ["a", "b"], []]
+    assert distinct(texts, 1) == pytest.approx(2 / 6)
+    assert distinct(texts, 2) == pytest.approx(2 / 4)
+    assert distinct([["a"]], 2) == 0
+
+
+def test_entropy_of_labels_and_of_the_newest_synthetic_ones() -> None:
+    def labeled(origin: Literal["real", "synthetic"], label: int, number: int) -> LabeledInstance:
+        instance = Instance(id=f"{origin}-{number}", text="x", origin=origin)
+        return LabeledInstance(instance=instance, label=label, annotator="a", round=0)
+
+    real = [labeled("real", n % 2, n) for n in range(10)]
+    assert label_metrics(real, 2) == {"al/label_entropy": pytest.approx(1.0)}
+    assert label_metrics(real, 4) == {"al/label_entropy": pytest.approx(0.5)}
+    early = [labeled("synthetic", 0, n) for n in range(30)]
+    late = [labeled("synthetic", n % 2, 100 + n) for n in range(50)]
+    assert label_metrics([*real, *early[:19]], 2).keys() == {"al/label_entropy"}
+    assert label_metrics([*real, *early], 2)["al/synthetic_label_entropy"] == 0
+    assert label_metrics([*real, *early, *late], 2)["al/synthetic_label_entropy"] == pytest.approx(1.0)
+    assert normalized_entropy([0, 0, 0, 1], 2) == pytest.approx(0.8113, abs=1e-4)
+
+
+def test_candidates_are_read_back_as_they_were(pools: Pools, tmp_path: Path) -> None:
+    texts = ["a fine film", "quite a rides", "?", "new"]
+    guards = GuardsConfig(near_duplicates="penalize", near_duplicate_threshold=0.5)
+    candidates = judge([completion(text) for text in texts], PlainTask(), pools, round=2, guards=guards)
+    assert [c.penalized for c in candidates] == [False, True, False, False]
+    codec = CandidateCodec()
+    assert codec.load(codec.save(candidates, tmp_path / "t.parquet"), tmp_path / "t.parquet") == candidates
