@@ -1,4 +1,4 @@
-"""The PPO learner as the driver uses it: a group of Ray actors around one DeepSpeed engine.
+"""The learner as the driver uses it: a group of Ray actors around one DeepSpeed engine.
 
 rollouts ─► object store ─► n LearnerWorkers, in step ─► output_dir/model, output_dir/learner ─► PolicyUpdate
 """
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.generator_engine import pretrained_folder
 from actors.learner_worker import LearnerWorker
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
@@ -82,13 +83,18 @@ class LearnerGroup:
         metrics["rl/update_s"] = time.perf_counter() - started
         return PolicyUpdate(version=version, path=str(output_dir / "model"), metrics=metrics)
 
-    async def restore(self, policy: PolicyUpdate) -> None:
-        """Goes back to the state, KL coefficient included, that `update` saved with `policy`; the replicas keep what
-        they have until `hand_over`.
+    async def restore(self, policy: PolicyUpdate | None) -> PolicyUpdate:
+        """Goes back to the state, KL coefficient included, that `update` saved with `policy`, or to the pretrained
+        one; the replicas keep what they have until `hand_over`.
 
-        Raises UserError when there is no such state, RunError as `update` does; the group is then stopped.
+        Returns `policy`, or the pretrained one as version 0. Raises UserError when there is no such state, RunError as
+        `update` does; the group is then stopped.
         """
-        await self._call("restore", Path(policy.path).parent / "learner")
+        await self._call("restore", None if policy is None else Path(policy.path).parent / "learner")
+        if policy is not None:
+            return policy
+        folder = await asyncio.to_thread(pretrained_folder, self._generator)
+        return PolicyUpdate(version=0, path=folder, metrics={})
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""

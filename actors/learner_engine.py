@@ -1,4 +1,4 @@
-"""The DeepSpeed engine under the PPO update: optimiser steps, and its state as plain named tensors.
+"""The DeepSpeed engine under an update: optimiser steps, and its state as plain named tensors.
 
 DeepSpeed's own checkpoints are pickles and bound to a number of workers. Here every learning parameter and its two
 Adam moments are gathered whole, one at a time, whatever the ZeRO stage; so a state can be restored under another one.

@@ -40,6 +40,7 @@ def make_config(model: Path, **learner: Any) -> RunConfig:
             "student": {"model": "minilm"},
             "annotators": {"synthetic": "hidden"},
             "generator": {"model": str(model)},
+            "strategy": {"completions_per_prompt": 1 if learner.get("name", "ppo") == "ppo" else 3},
             "learner": {**TOY, **learner},
         }
     )
@@ -50,10 +51,11 @@ class Probe(LearnerWorker):
 
     def run(self, config: RunConfig, versions: list[int], folder: Path, state: Path | None = None) -> Any:
         """Updates with the same rollouts; the last metrics, the generator's weights and the learner's state."""
+        rollouts = make_rollouts(7, group=config.strategy.group_size)
         self._config, self._learner = config, config.learner
         self.restore(state)
         for version in versions:
-            metrics = self.update(make_rollouts(7), version, folder / str(version))
+            metrics = self.update(rollouts, version, folder / str(version))
         shapes = {meta.name: meta.shape for meta in self.weight_source().metadata()}
         weights = {name: tensor.cpu() for name, tensor in self.weight_source()}
         assert shapes == {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -86,14 +88,19 @@ def probes(ray_session: None, tiny_lm_untied: Path) -> Iterator[Probes]:
         ray.kill(actor)
 
 
+def plainly(model: Path, **learner: Any) -> dict[str, Tensor]:
+    """The learning parameters after two updates of plain torch, one process."""
+    config = make_config(model, **learner)
+    engine = TorchEngine(make_policy(model, config.learner), config.learner)
+    rollouts = make_rollouts(7, group=config.strategy.group_size)
+    for version in (1, 2):
+        update(engine, rollouts, config.learner, seed=derive_seed(config.seed, "ppo", version))
+    return {name: p.detach().clone() for name, p in trainable(engine.module).items()}
+
+
 @pytest.fixture(scope="module")
 def plain(tiny_lm_untied: Path) -> dict[str, Tensor]:
-    """The learning parameters after two updates of plain torch, one process."""
-    config = make_config(tiny_lm_untied)
-    engine = TorchEngine(make_policy(tiny_lm_untied, config.learner), config.learner)
-    for version in (1, 2):
-        update(engine, make_rollouts(7), config.learner, seed=derive_seed(config.seed, "ppo", version))
-    return {name: p.detach().clone() for name, p in trainable(engine.module).items()}
+    return plainly(tiny_lm_untied)
 
 
 def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -126,6 +133,20 @@ def test_two_workers_equal_plain_torch_and_go_on_from_disk(
     for name, expected in plain.items():
         torch.testing.assert_close(state[f"parameter/{name}"], expected, rtol=1e-3, atol=2e-4, msg=name)
     assert metrics["rl/first_ratio_error"] < 1e-3
+    _, _, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
+    assert_equal(restored, state)
+
+
+@pytest.mark.ray
+def test_without_a_critic_no_value_head_is_trained_or_saved(probes: Probes, tmp_path: Path) -> None:
+    options = {"name": "rloo", "zero_stage": 2}
+    metrics, _, state = probes.run(tmp_path / "a", [1, 2], **options)
+    expected = plainly(probes.model, name="rloo")
+    assert {name.split("/")[1] for name in state} == set(expected)
+    assert not any("value_head" in name for name in expected)
+    for name, parameter in expected.items():
+        torch.testing.assert_close(state[f"parameter/{name}"], parameter, rtol=1e-3, atol=2e-4, msg=name)
+    assert (metrics["rl/num_groups"], metrics["rl/num_alone"]) == (3, 1)
     _, _, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
     assert_equal(restored, state)
 
