@@ -81,6 +81,17 @@ def model_location(config: GeneratorConfig) -> str:
     return str(Path(resolve_model(config.model)).resolve()) if is_local(config.model) else config.model
 
 
+def pretrained_folder(config: GeneratorConfig) -> str:
+    """A folder with the pretrained weights, absolute; of a hub name that of the local cache, filled if need be."""
+    location = model_location(config)
+    if is_local(config.model):
+        return location
+    from huggingface_hub import snapshot_download
+
+    files = ["*.safetensors", "*.json", "*.txt", "*.model"]
+    return str(snapshot_download(location, revision=config.revision, allow_patterns=files))
+
+
 def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
     """Keyword arguments of AsyncEngineArgs for weights in `model`, the pretrained model or a policy folder.
 

@@ -130,25 +130,25 @@ def collapse_metrics(candidates: Sequence[Candidate], task: Task) -> dict[str, f
     `gen/copy_rate`, `gen/duplicate_rate` and `gen/near_duplicate_rate` count repeats whether dropped or kept,
     `gen/unparseable_rate` completions without a whole text in them. `gen/distinct_1` and `gen/distinct_2` (Li et al.
     2016) are different words, and pairs of successive words, over all of them, in all texts that could be read, repeats
-    included; they fall with the number of texts, so only rounds of one size compare.
+    included, and left out where there are none; they fall with the number of texts, so only rounds of one size compare.
     """
     total = max(len(candidates), 1)
     repeats = Counter(c.repeats for c in candidates)
     without_text = sum(c.fate in (Fate.EMPTY, Fate.TRUNCATED, Fate.UNPARSEABLE) for c in candidates)
     texts = [parsed for c in candidates if (parsed := task.parse(c.completion.text)) is not None]
     words = [normalized(part).split() for text in texts for part in text if part is not None]
+    diversity = {f"gen/distinct_{n}": distinct(words, n) for n in (1, 2)}
     return {
         **{f"gen/{repeat}_rate": repeats[repeat] / total for repeat in Repeat},
         "gen/unparseable_rate": without_text / total,
-        "gen/distinct_1": distinct(words, 1),
-        "gen/distinct_2": distinct(words, 2),
+        **{name: value for name, value in diversity.items() if value is not None},
     }
 
 
-def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """distinct-n of Li et al. 2016: different n-grams of words over all n-grams; 0 when there are none."""
+def distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
+    """distinct-n of Li et al. 2016: different n-grams of words over all n-grams; None when there are none."""
     grams = [tuple(words[i : i + n]) for words in texts for i in range(len(words) - n + 1)]
-    return len(set(grams)) / max(len(grams), 1)
+    return len(set(grams)) / len(grams) if grams else None
 
 
 def label_metrics(labeled: Sequence[LabeledInstance], num_labels: int) -> dict[str, float]:

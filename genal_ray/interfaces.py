@@ -70,11 +70,11 @@ class Learner(Protocol):
         """
         ...
 
-    async def restore(self, policy: PolicyUpdate) -> None:
-        """Go back to the state, KL coefficient included, that was saved with `policy`; the generator's replicas keep
-        what they have until `hand_over`.
+    async def restore(self, policy: PolicyUpdate | None) -> PolicyUpdate:
+        """Go back to the state, KL coefficient included, that was saved with `policy`, or to the pretrained one; the
+        generator's replicas keep what they have until `hand_over`.
 
-        Raises UserError when there is no such state.
+        Returns `policy`, or the pretrained one as version 0. Raises UserError when there is no such state.
         """
         ...
 

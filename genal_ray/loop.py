@@ -20,9 +20,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from genal_ray import stopping
 from genal_ray.acquisition import Pointwise
 from genal_ray.annotation import Annotation
 from genal_ray.budget import Budget
+from genal_ray.collapse import decide, policies_to_keep
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
@@ -66,6 +68,9 @@ class Observer:
     def progress(self, stage: str, done: int, total: int) -> None: ...
 
     def finished(self, stage: str) -> None: ...
+
+    def note(self, text: str) -> None:
+        """A sentence that the user is to read once."""
 
     def committed(self, report: RoundReport) -> None: ...
 
@@ -142,7 +147,7 @@ def _reason_to_end(run: Run) -> str | None:
     real_left = any(instance.origin == "real" for instance in run.pools.unlabeled)
     if not real_left and not run.config.labels_synthetic:
         return "every instance of the pool is labeled"
-    return None
+    return stopping.reason(run.config.stopping, run.store.reports())
 
 
 async def run_initial_round(run: Run) -> StudentFit:
@@ -183,12 +188,13 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     stages["annotate"] = annotated
 
     if post:
-        fitted = await _fit_student(run, folder, number)  # line 10
+        fitted = await _fit_student(run, folder, number, student)  # line 10
         rewarded = await _reward(run, folder, fitted.value, labeled, candidates, scored)
-        learned, rewards = await _learn(run, folder, number, candidates, rewarded)  # lines 11-13
+        learned, rewards = await _learn(run, folder, number, stages, candidates, rewarded)  # lines 11-13
     else:
         fitted, (learned, rewards) = await _settle(
-            _fit_student(run, folder, number), _learn(run, folder, number, candidates, rewarded)
+            _fit_student(run, folder, number, student),
+            _learn(run, folder, number, stages, candidates, rewarded),
         )
     stages["student"] = fitted
     if rewarded is not None and rewarded is not scored:
@@ -295,10 +301,17 @@ async def _annotate(
     }
 
 
-async def _fit_student(run: Run, folder: Round, number: int) -> StageResult[StudentFit]:
+async def _fit_student(
+    run: Run, folder: Round, number: int, before: StudentFit | None = None
+) -> StageResult[StudentFit]:
+    """The student of the round; `before` is that of the round before."""
+
     async def work(progress: Progress) -> tuple[StudentFit, Mapping[str, float]]:
         fit = await run.parts.student.fit(run.pools.labeled, number, folder.fresh("student"), progress)
-        return fit, fit.metrics
+        if before is None or not fit.stop_predictions:
+            return fit, fit.metrics
+        kappa = await asyncio.to_thread(stopping.agreement, before.stop_predictions, fit.stop_predictions)
+        return fit, {**fit.metrics, "al/agreement": kappa}
 
     return await run.stage(folder, "student", student_codec(run.store.path), work)
 
@@ -307,26 +320,45 @@ async def _learn(
     run: Run,
     folder: Round,
     number: int,
+    done: Mapping[str, StageResult[object]],
     candidates: Sequence[Candidate],
     rewarded: StageResult[Scores] | None,
 ) -> tuple[StageResult[PolicyUpdate] | None, dict[str, float]]:
-    """The update, and `rl/reward_*` figures."""
+    """The new policy, if the guards let there be one, and `rl/reward_*` and `guard/*` figures.
+
+    `done` are the stages of the round so far.
+    """
     if rewarded is None:
         return None, {}
     rollouts, rewards = build_rollouts(candidates, rewarded.value, run.config.reward)
     learner = run.parts.learner
     if learner is None:
         return None, rewards
+    figures = {name: value for stage in ("generate", "annotate") for name, value in done[stage].metrics.items()}
+    decision = decide(run.config.guards, figures, run.store.reports())
+    for sentence in decision.broken:
+        run.observer.note(f"round {number}: {sentence}")
+    metrics = {**rewards, **decision.metrics}
+    if decision.pause:
+        return None, metrics
 
     async def work(progress: Progress) -> tuple[PolicyUpdate, Mapping[str, float]]:
-        update = await learner.update(rollouts, number, folder.fresh("policy"))
+        if decision.restore is not None:
+            good = await learner.restore(_policy(run, decision.restore))
+            return replace(good, version=number, metrics={}), {}
+        update = await learner.update(rollouts, number, folder.fresh("policy"), kl_factor=decision.kl_factor)
         return update, update.metrics
 
     learned = await run.stage(folder, "learn", policy_codec(run.store.path), work)
     started = time.perf_counter()
-    figures = await learner.hand_over(learned.value)
-    metrics = {**learned.metrics, **figures, "timing/hand_over": time.perf_counter() - started}
-    return replace(learned, metrics=metrics), rewards
+    handed = await learner.hand_over(learned.value)
+    handed["timing/hand_over"] = time.perf_counter() - started
+    return replace(learned, metrics={**learned.metrics, **handed}), metrics
+
+
+def _policy(run: Run, number: int) -> PolicyUpdate | None:
+    """The policy that round `number` learned; None, the pretrained one, for 0."""
+    return run.store.round(number).load("learn", policy_codec(run.store.path)) if number else None
 
 
 async def _settle(fit: Awaitable[T], learn: Awaitable[U]) -> tuple[T, U]:
@@ -357,12 +389,14 @@ def _commit(
     *,
     side_by_side: bool = True,
 ) -> None:
+    reports = run.store.reports()
+    policy = number if "learn" in stages else reports[-1].metrics["version/policy"] if reports else 0
     metrics: dict[str, float] = {
         "al/num_labels": run.pools.num_labels,
         "al/num_synthetic_labels": run.pools.num_synthetic_labels,
         "al/num_unlabeled": len(run.pools.unlabeled),
         "version/student": number,
-        "version/policy": number if "learn" in stages else 0,
+        "version/policy": policy,
     }
     for result in stages.values():
         metrics |= result.metrics
@@ -370,7 +404,9 @@ def _commit(
     metrics |= _timing(stages, time.perf_counter() - started, side_by_side)
     report = RoundReport(round=number, metrics=metrics)
     run.store.commit(report)
-    run.store.prune(keep_last=run.config.keep_last)
+    run.store.prune(
+        keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
+    )
     run.observer.committed(report)
 
 

@@ -44,14 +44,22 @@ class LastPolicies:
     served: PolicyUpdate | None
     """That of the last committed round: the generator's."""
     learned: Path | None
-    """Folder of the last one that was learned: the learner's state. The round in progress may have got that far."""
+    """Folder of the newest one: the learner's state. The round in progress may have got that far."""
 
 
 def last_policies(store: RunDirectory) -> LastPolicies:
+    """A policy is newest by the round that learned or restored it."""
     committed = store.committed_rounds()
-    learned = [number for number in range(1, len(committed) + 1) if store.round(number).is_complete("learn")]
-    served = [number for number in learned if number < len(committed)]
+    rounds = [store.round(number) for number in range(1, len(committed) + 1)]
+    policies = [round.load("learn", policy_codec(store.path)) for round in rounds if round.is_complete("learn")]
+    served = [policy for policy in policies if policy.version < len(committed)]
     return LastPolicies(
-        served=store.round(served[-1]).load("learn", policy_codec(store.path)) if served else None,
-        learned=store.round(learned[-1]).folder / "policy" if learned else None,
+        served=served[-1] if served else None,
+        learned=_state_folder(store, policies[-1]) if policies else None,
     )
+
+
+def _state_folder(store: RunDirectory, policy: PolicyUpdate) -> Path | None:
+    """None for the pretrained policy, which a round may have restored."""
+    model = Path(policy.path)
+    return model.parent if model.is_relative_to(store.path / "rounds") else None

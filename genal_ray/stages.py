@@ -148,7 +148,7 @@ class ChosenCodec:
 
 
 class RecordCodec(Generic[T]):
-    """A StudentFit or PolicyUpdate; its weights are already in the round's folder, named relative to it."""
+    """A StudentFit or PolicyUpdate; its weights are already on disk, named relative to the run directory if in it."""
 
     def __init__(self, cls: type[T], folder: Path) -> None:
         self._cls = cls
@@ -156,10 +156,13 @@ class RecordCodec(Generic[T]):
 
     def save(self, value: T, table: Path) -> dict[str, Any]:
         record = dataclasses.asdict(value)  # type: ignore[call-overload]
-        return {**record, "path": Path(record["path"]).relative_to(self._folder).as_posix()}
+        path = Path(record["path"])
+        inside = path.is_relative_to(self._folder)
+        return {**record, "path": path.relative_to(self._folder).as_posix() if inside else str(path)}
 
     def load(self, saved: dict[str, Any], table: Path) -> T:
-        return self._cls(**{**saved, "path": str(self._folder / saved["path"])})
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        return self._cls(**{**fields, "path": str(self._folder / saved["path"])})
 
 
 def student_codec(folder: Path) -> RecordCodec[StudentFit]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +109,13 @@ class RunDirectory:
         lines = [json.dumps(_row(report)) + "\n" for report in self.reports()]
         write_text(self.metrics_file, "".join(lines))
 
-    def prune(self, *, keep_last: int) -> None:
-        """Delete student and policy weights of all but the last committed rounds."""
+    def prune(self, *, keep_last: int, policies: Collection[int] = ()) -> None:
+        """Delete student and policy weights of all but the last committed rounds; of the rounds `policies`, the policy
+        stays."""
         for number in self.committed_rounds()[:-keep_last]:
             for name in ("student", "policy"):
-                shutil.rmtree(self.path / "rounds" / f"{number:04d}" / name, ignore_errors=True)
+                if name != "policy" or number not in policies:
+                    shutil.rmtree(self.path / "rounds" / f"{number:04d}" / name, ignore_errors=True)
 
     def write_record(self, name: str, value: dict[str, Any]) -> None:
         """A small JSON file at the top of the run directory."""

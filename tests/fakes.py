@@ -17,7 +17,7 @@ from genal_ray.corpus import Corpus
 from genal_ray.interfaces import Progress
 from genal_ray.ledger import Ledger
 from genal_ray.loop import Observer, Parts, Run
-from genal_ray.resume import restore_pools
+from genal_ray.resume import last_policies, restore_pools
 from genal_ray.seeds import derive_seed
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import Task
@@ -64,6 +64,9 @@ class PlainTask(Task):
 
 
 class FakeGenerator:
+    broken: frozenset[int] = frozenset()
+    """Versions of the policy that write nothing that can be parsed."""
+
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
         self.version = 0
@@ -73,7 +76,8 @@ class FakeGenerator:
         return [self._complete(prompt) for prompt in prompts]
 
     def _complete(self, prompt: Prompt) -> Completion:
-        text = f"written {prompt.seed}" if prompt.seed % 10 else "? unparseable"
+        readable = prompt.seed % 10 and self.version not in self.broken
+        text = f"written {prompt.seed}" if readable else "? unparseable"
         return Completion(
             prompt_id=prompt.id,
             text=text,
@@ -144,9 +148,10 @@ class FakeLearner:
         output_dir.mkdir(parents=True)
         return PolicyUpdate(version=version, path=str(output_dir), metrics={"rl/kl": 0.1 * version})
 
-    async def restore(self, policy: PolicyUpdate) -> None:
+    async def restore(self, policy: PolicyUpdate | None) -> PolicyUpdate:
         self.calls.record("restore")
-        self.restored.append(policy.version)
+        self.restored.append(0 if policy is None else policy.version)
+        return policy or PolicyUpdate(version=0, path="/pretrained", metrics={})
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         self.calls.record("hand_over")
@@ -173,9 +178,13 @@ class RecordingObserver(Observer):
     def __init__(self) -> None:
         self.reports: list[RoundReport] = []
         self.stages: list[tuple[int, str]] = []
+        self.notes: list[str] = []
 
     def started(self, round: int, stage: str) -> None:
         self.stages.append((round, stage))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def committed(self, report: RoundReport) -> None:
         self.reports.append(report)
@@ -216,6 +225,8 @@ def make_run(folder: Path, config: RunConfig, calls: Calls, paid: Counter[str]) 
     ledger = Ledger(store.ledger_file, corpus.label_names).open()
     labeler = CountingLabeler(calls, paid)
     generator = FakeGenerator(calls)
+    if (served := last_policies(store).served) is not None:
+        generator.version = served.version
     return Run(
         config=config,
         corpus=corpus,

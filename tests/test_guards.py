@@ -172,7 +172,7 @@ def test_distinct_n_counts_different_n_grams_over_all() -> None:
     texts = [["a", "b", "a", "b"], ["a", "b"], []]
     assert distinct(texts, 1) == pytest.approx(2 / 6)
     assert distinct(texts, 2) == pytest.approx(2 / 4)
-    assert distinct([["a"]], 2) == 0
+    assert distinct([["a"]], 2) is None
 
 
 def test_entropy_of_labels_and_of_the_newest_synthetic_ones() -> None:
