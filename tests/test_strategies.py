@@ -1,19 +1,40 @@
-"""Strategies: which prompts a round asks for."""
+"""Strategies: which prompts a round asks for, and what they have labeled."""
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fakes import Calls, Crash, FakeGenerator, make_config, make_run
 
-from genal_ray.config import TaskConfig
+from genal_ray import loop
+from genal_ray.acquisition import Features, Pointwise
+from genal_ray.acquisition.bald import Bald
+from genal_ray.acquisition.entropy import Entropy
+from genal_ray.acquisition.margin import Margin
+from genal_ray.acquisition.signal import Signal as SignalScore
+from genal_ray.config import TaskConfig, load_config
 from genal_ray.errors import UserError
+from genal_ray.interfaces import Progress
+from genal_ray.knn import LabeledIndex
 from genal_ray.pools import Pools
-from genal_ray.registry import build
+from genal_ray.registry import build, names
 from genal_ray.strategies import Strategy
+from genal_ray.strategies.asal import NearestReal
+from genal_ray.strategies.best_of_n import BestOfN
+from genal_ray.strategies.signal import turns
 from genal_ray.tasks import build_task
-from genal_ray.types import Instance, Prompt
+from genal_ray.types import Completion, Instance, LabeledInstance, Prompt
 
 TASK = build_task(TaskConfig(domain="remarks"))
 
@@ -60,3 +81,333 @@ def test_signal_shows_what_a_small_pool_has() -> None:
 def test_a_group_has_a_completion_at_least() -> None:
     with pytest.raises(UserError, match="completions_per_prompt"):
         prompts(4, completions_per_prompt=0)
+
+
+# Label-conditioned prompts
+
+
+def labeled_pools(labels: Sequence[int], pool_size: int = 20) -> Pools:
+    """A pool whose first instances are labeled, the last of them a synthetic one of round 1."""
+    pools = Pools([Instance(id=f"r-{i:02}", text=f"remark {i:02}") for i in range(pool_size)])
+    pools.label(bought(instance, label, 0) for instance, label in zip(pools.real, labels[:-1], strict=False))
+    synthetic = Instance(id="s-0001-000000", text="remark ??", origin="synthetic", round=1)
+    pools.label([bought(synthetic, labels[-1], 1)])
+    return pools
+
+
+def bought(instance: Instance, label: int, round: int) -> LabeledInstance:
+    return LabeledInstance(instance=instance, label=label, annotator="hidden", round=round)
+
+
+def conditioned(pools: Pools, budget: int, **fields: Any) -> list[Prompt]:
+    strategy = build("genal_ray.strategies", Strategy, {"name": "signal", "condition_on_label": True, **fields})
+    return strategy.build_prompts(
+        pools, TASK, round=2, budget=budget, rng=np.random.default_rng(7), label_names=("no", "yes", "maybe")
+    )
+
+
+def told_label(prompt: Prompt) -> str | None:
+    found = re.match("Based on .* with the label (.*), come up with a new example with the label (.*):\n", prompt.text)
+    assert found is None or found[1] == found[2]
+    return None if found is None else found[1]
+
+
+def test_examples_have_the_label_that_the_prompt_names() -> None:
+    pools = labeled_pools([0, 1, 2] * 5)
+    label_of = {item.instance.id: ("no", "yes", "maybe")[item.label] for item in pools.labeled}
+    found = conditioned(pools, 30)
+    for prompt in found:
+        assert len(set(prompt.example_ids)) == 3
+        assert {label_of[id] for id in prompt.example_ids} == {told_label(prompt)}
+    assert {id for prompt in found for id in prompt.example_ids} == set(label_of), "synthetic ones are shown as well"
+    assert Counter(told_label(prompt) for prompt in found) == {"no": 10, "yes": 10, "maybe": 10}
+    assert {told_label(prompt) for prompt in found[:3]} == {"no", "yes", "maybe"}, "labels take turns"
+
+
+def test_rarer_labels_are_asked_for_more() -> None:
+    found = Counter(told_label(prompt) for prompt in conditioned(labeled_pools([0] * 12 + [1] * 4 + [2] * 2), 100))
+    assert found == {"no": 10, "yes": 30, "maybe": 60}
+
+
+def test_few_labeled_instances_are_all_shown() -> None:
+    found = conditioned(labeled_pools([0, 0, 1, 2]), 20)
+    assert {told_label(p): len(p.example_ids) for p in found} == {"no": 2, "yes": 1, "maybe": 1}
+
+
+def test_turns_of_a_label_that_nothing_has_go_to_prompts_without_one() -> None:
+    found = conditioned(labeled_pools([0, 0, 0, 1]), 70)
+    assert Counter(told_label(prompt) for prompt in found) == {"no": 10, "yes": 30, None: 30}
+    drawn = {id for prompt in found if told_label(prompt) is None for id in prompt.example_ids}
+    assert len(drawn) > 15, "any real text may be shown"
+
+
+def test_without_labels_prompts_are_the_papers() -> None:
+    pools = Pools([Instance(id=f"r-{i}", text=f"remark {i}") for i in range(20)])
+    assert conditioned(pools, 5) == conditioned(pools, 5, condition_on_label=False)
+
+
+def test_synthetic_texts_longer_than_any_real_one_are_not_shown() -> None:
+    """The prompt would be longer than any that was checked to fit in the generator's context."""
+    pools = labeled_pools([0, 1, 2])
+    long = Instance(id="s-0001-000001", text="remark 100", origin="synthetic", round=1)
+    pools.label([bought(long, 2, 1)])
+    assert long.id not in {id for prompt in conditioned(pools, 20) for id in prompt.example_ids}
+
+
+def test_groups_of_one_label_share_their_prompt() -> None:
+    found = conditioned(labeled_pools([0, 1, 2] * 3), 12, completions_per_prompt=4)
+    assert [told_label(prompt) for prompt in found] == ["no"] * 4 + ["yes"] * 4 + ["maybe"] * 4
+
+
+@pytest.mark.parametrize("counts", [[3, 3], [0, 9], [1], [5, 1, 0]])
+@pytest.mark.parametrize("length", [0, 1, 7])
+def test_turns_are_in_inverse_proportion(counts: list[int], length: int) -> None:
+    found = turns(counts, length)
+    assert len(found) == length
+    weights = 1 / np.maximum(counts, 1)
+    shares = np.bincount(found, minlength=len(counts))
+    assert np.all(np.abs(shares - length * weights / weights.sum()) < 1)
+
+
+# Relatives of SIGnAL
+
+
+def features(rng: np.random.Generator, synthetic: Sequence[bool]) -> Features:
+    n = len(synthetic)
+    return Features(
+        probs=rng.dirichlet([0.5] * 3, size=n).astype(np.float32),
+        encodings=rng.normal(size=(n, 4)).astype(np.float32),
+        synthetic=np.array(synthetic, dtype=bool),
+    )
+
+
+def nearest_real(given: Features, budget: int, **fields: Any) -> list[int]:
+    selector = NearestReal.model_validate(fields)
+    rows = selector.pick(given, given.take(np.zeros(0, np.int64)), budget, np.random.default_rng(0))
+    assert rows.dtype == np.int64
+    return [int(row) for row in rows]
+
+
+def nearest_real_by_hand(given: Features, budget: int) -> list[int]:
+    p = given.probs.astype(np.float64)
+    entropy = -(p * np.log(p)).sum(axis=1)
+    assert given.synthetic is not None
+    encodings = given.encodings.astype(np.float64)
+    synthetic = sorted((i for i in range(len(p)) if given.synthetic[i]), key=lambda i: -entropy[i])
+    left = [i for i in range(len(p)) if not given.synthetic[i]]
+    taken: list[int] = []
+    while left and len(taken) < budget:
+        seeker = synthetic[len(taken) % len(synthetic)]
+        distance = {i: float(np.linalg.norm(encodings[i] - encodings[seeker])) for i in left}
+        taken.append(min(left, key=lambda i: distance[i]))
+        left.remove(taken[-1])
+    return taken
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("budget", [1, 4, 9, 20, 40])
+def test_asal_takes_the_real_instances_nearest_to_uncertain_texts(seed: int, budget: int) -> None:
+    rng = np.random.default_rng(seed)
+    given = features(rng, rng.permutation([True] * 7 + [False] * 23).tolist())
+    assert nearest_real(given, budget) == nearest_real_by_hand(given, budget)
+
+
+def test_asal_without_a_usable_text_takes_uncertain_real_instances() -> None:
+    given = features(np.random.default_rng(0), [False] * 6)
+    expected = np.argsort(-Entropy().score(given, None, None))[:4]  # type: ignore[arg-type]
+    assert nearest_real(given, 4) == expected.tolist()
+    assert nearest_real(features(np.random.default_rng(0), [True] * 6), 4) == []
+
+
+def test_asal_may_be_uncertain_in_another_way() -> None:
+    """Also by a function that looks at the labeled set."""
+    rng = np.random.default_rng(0)
+    given, labeled = features(rng, [True, True, False, False]), features(rng, [False] * 5)
+    selector = NearestReal.model_validate({"uncertainty": {"name": "signal", "k": 2}})
+    assert selector.needs.labeled
+    most = int(np.argmax(SignalScore(k=2).score(given, LabeledIndex(labeled), np.zeros(4))[:2]))
+    assert nearest_real(given, 1) != [] != selector.pick(given, labeled, 1, rng).tolist()
+    distances = np.linalg.norm(given.encodings[2:] - given.encodings[most], axis=1)
+    assert selector.pick(given, labeled, 1, rng).tolist() == [2 + int(np.argmin(distances))]
+
+
+def test_best_of_n_writes_many_and_keeps_the_best() -> None:
+    strategy = BestOfN(candidates_per_label=1.5, samples_per_candidate=4)
+    assert strategy.num_texts(5) == 32
+    scores = {f"s-{i}": float(score) for i, score in enumerate([3, 1, 3, 9, 2, 3])}
+    assert strategy.discard(scores, 2) == {"s-1", "s-4", "s-5"}, "of equals the earlier stay"
+    assert strategy.discard(scores, 4) == set()
+    assert len(prompts(5, name="best_of_n")) == 40
+
+
+def test_bgadl_shows_each_of_the_last_queries_with_others_of_its_label() -> None:
+    pools = labeled_pools([0, 1, 2, 2])
+    pools.label(bought(instance, label, 2) for instance, label in zip(pools.real[8:13], (1, 0, 1, 1, 1), strict=True))
+    synthetic = Instance(id="s-0003-000000", text="remark xx", origin="synthetic", round=3)
+    pools.label([bought(synthetic, 0, 3)])
+    found = conditioned(pools, 6, name="bgadl")
+    assert [prompt.example_ids[0] for prompt in found] == ["r-08", "r-09", "r-10", "r-11", "r-12", "r-08"]
+    assert [told_label(prompt) for prompt in found] == ["yes", "no", "yes", "yes", "yes", "yes"]
+    for prompt in found:
+        alike = {"r-09"} if told_label(prompt) == "no" else {"r-08", "r-10", "r-11", "r-12"}
+        assert len(set(prompt.example_ids)) == min(3, len(alike))
+        assert set(prompt.example_ids) <= alike
+
+
+def test_bgadl_without_labels_in_its_prompts() -> None:
+    pools = labeled_pools([0, 1, 1, 0, 2, 2])
+    found = conditioned(pools, 5, name="bgadl", condition_on_label=False)
+    assert [prompt.example_ids[0] for prompt in found] == [f"r-{i:02}" for i in range(5)]
+    assert all(told_label(prompt) is None and len(set(prompt.example_ids)) == 3 for prompt in found)
+
+
+NAMES = names("genal_ray.strategies")
+
+
+class RecordingGenerator(FakeGenerator):
+    """Keeps what it was asked for."""
+
+    def __init__(self, asked: dict[str, Prompt]) -> None:
+        super().__init__(Calls())
+        self.asked = asked
+
+    async def generate(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[Completion]:
+        self.asked.update((prompt.id, prompt) for prompt in prompts)
+        return await super().generate(prompts, progress)
+
+
+@dataclass
+class Outcome:
+    """What a run bought and asked for."""
+
+    num_labels: list[int] = field(default_factory=list)
+    ledger: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[str, Prompt] = field(default_factory=dict)
+
+    def origins(self, round: int) -> list[str]:
+        return [row["origin"] for row in self.ledger if row["round"] == round]
+
+
+def run_to_end(folder: Path, strategy: dict[str, Any], *, crash_at: str | None = None, **changes: Any) -> Outcome:
+    """A run over fake parts with a pool of 20, 4 of them labeled at first, and rounds of 5 labels."""
+    calls, outcome = Calls(), Outcome()
+    calls.crash_at = crash_at
+    config = make_config(**{"strategy": strategy, "budget": {"per_round": 5, "total": 19}, **changes})
+    run = make_run(folder, config, calls, Counter())
+    generator = RecordingGenerator(outcome.asked)
+    generator.calls = calls
+    asyncio.run(loop.run(replace(run, parts=replace(run.parts, generator=generator))))
+    outcome.num_labels = [json.loads(line)["al/num_labels"] for line in read(folder / "metrics.jsonl")]
+    outcome.ledger = [json.loads(line) for line in read(folder / "labels" / "ledger.jsonl")]
+    return outcome
+
+
+def read(file: Path) -> list[str]:
+    return file.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_strategy_spends_the_budget(name: str, tmp_path: Path) -> None:
+    outcome = run_to_end(tmp_path / "run", {"name": name})
+    assert len(outcome.num_labels) >= 4, "the initial round and three more"
+    assert outcome.num_labels == sorted(set(outcome.num_labels))
+    assert outcome.num_labels[-1] == len({row["id"] for row in outcome.ledger}) == len(outcome.ledger) == 19
+
+
+VARIANTS = [
+    *({"name": name, "retention_rounds": 3} for name in NAMES),
+    {"name": "signal", "condition_on_label": True},
+    {"name": "bgadl", "condition_on_label": False},
+]
+
+
+@pytest.mark.parametrize("strategy", VARIANTS, ids=lambda fields: "-".join(map(str, fields.values())))
+def test_a_run_that_was_cut_off_asks_for_and_discards_the_same(strategy: dict[str, Any], tmp_path: Path) -> None:
+    once = run_to_end(tmp_path / "undisturbed", strategy)
+    for _ in range(2):
+        with pytest.raises(Crash):
+            run_to_end(tmp_path / "disturbed", strategy, crash_at="generate:2")
+    again = run_to_end(tmp_path / "disturbed", strategy)
+    assert again.num_labels == once.num_labels
+    assert again.ledger == once.ledger
+    assert again.asked
+    assert again.asked == {id: once.asked[id] for id in again.asked}
+
+
+def test_best_of_n_keeps_what_was_not_discarded(tmp_path: Path) -> None:
+    """With retention, the pool grows by the best only."""
+    strategy = {"name": "best_of_n", "samples_per_candidate": 4, "retention_rounds": 3}
+    outcome = run_to_end(tmp_path / "run", strategy, learner={"name": "none"})
+    assert len(outcome.asked) == 3 * 20
+    unlabeled = [json.loads(line)["al/num_unlabeled"] for line in read(tmp_path / "run" / "metrics.jsonl")]
+    for number, (before, after) in enumerate(itertools.pairwise(unlabeled), 1):
+        assert after == before + 5 - len(outcome.origins(number)), "5 of about 18 usable texts came, 5 were labeled"
+
+
+def test_gaal_labels_synthetic_instances_alone(tmp_path: Path) -> None:
+    outcome = run_to_end(tmp_path / "run", {"name": "gaal", "candidates_per_label": 2})
+    assert outcome.origins(0) == ["real"] * 4
+    assert {row["origin"] for row in outcome.ledger if row["round"]} == {"synthetic"}
+
+
+def test_asal_labels_real_instances_until_the_pool_is_spent(tmp_path: Path) -> None:
+    outcome = run_to_end(tmp_path / "run", {"name": "asal"}, budget={"per_round": 5, "total": 100})
+    assert {row["origin"] for row in outcome.ledger} == {"real"}
+    assert outcome.num_labels == [4, 9, 14, 19, 20]
+
+
+def test_bgadl_labels_a_variant_for_each_query_where_the_mix_says_so(tmp_path: Path) -> None:
+    strategy = {"name": "bgadl", "candidates_per_label": 2}
+    budget = {"per_round": 4, "total": 16}
+    outcome = run_to_end(tmp_path / "run", strategy, budget=budget, selection={"mix": "fixed"})
+    for number in (1, 2, 3):
+        assert Counter(outcome.origins(number)) == {"real": 2, "synthetic": 2}
+        last = {row["id"] for row in outcome.ledger if row["round"] == number - 1 and row["origin"] == "real"}
+        shown = {id for key, p in outcome.asked.items() if key.startswith(f"p-{number:04}") for id in p.example_ids}
+        assert shown == last
+
+
+# Configuration
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "reward"),
+    [
+        ("signal", "signal", "signal"),
+        ("best_of_n", "signal", "signal"),
+        ("gaal", "entropy", "entropy"),
+        ("asal", "nearest_real", "entropy"),
+        ("bgadl", "bald", "bald"),
+    ],
+)
+def test_strategies_are_set_by_name_beside_a_learner(name: str, selector: str, reward: str, tmp_path: Path) -> None:
+    config = load_config("demo", [f"strategy.name={name}"])
+    assert config.learner.name == "ppo"
+    assert (config.selector.name, config.reward_function.name) == (selector, reward)
+    assert isinstance(config.reward_function, Pointwise)
+    assert config.labels_synthetic == (name != "asal")
+    assert config.uses_models_for_scoring
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert load_config(str(tmp_path / "config.yaml")) == config
+    assert pickle.loads(pickle.dumps(config.selector)) == config.selector
+
+
+def test_uncertainty_is_any_pointwise_function() -> None:
+    config = load_config("demo", ["strategy={name: asal, uncertainty: {name: bald, passes: 3}}"])
+    assert config.reward_function == Bald(passes=3)
+    assert config.selector.needs.dropout_passes == 3
+    assert load_config("demo", ["strategy={name: gaal, uncertainty: margin}"]).selector == Margin()
+    for name in ("gaal", "asal"):
+        with pytest.raises(UserError, match=r"strategy\.uncertainty: badge chooses whole batches .* such as entropy"):
+            load_config("demo", [f"strategy={{name: {name}, uncertainty: badge}}"])
+    with pytest.raises(UserError, match=r"strategy\.uncertainty: unknown acquisition 'entrpy'; did you mean 'entropy'"):
+        load_config("demo", ["strategy={name: gaal, uncertainty: entrpy}"])
+    with pytest.raises(UserError, match=r"strategy\.uncertainty\.passes: must be at least 2"):
+        load_config("demo", ["strategy={name: gaal, uncertainty: {name: bald, passes: 1}}"])
+
+
+def test_batch_mode_query_of_bgadl_needs_a_reward_of_its_own() -> None:
+    with pytest.raises(UserError, match=r"reward\.acquisition: missing: badge chooses whole batches"):
+        load_config("demo", ["strategy={name: bgadl, query: badge}"])
+    config = load_config("demo", ["strategy={name: bgadl, query: badge}", "reward.acquisition=entropy"])
+    assert (config.selector.name, config.reward_function.name) == ("badge", "entropy")

@@ -193,7 +193,7 @@ def test_endless_repetition_is_parsed_at_once(repeated: str) -> None:
 def test_real_pairs_survive_the_form(shared: Path) -> None:
     task = pair()
     lines = (shared / "data" / "qnli" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-    for row in map(json.loads, lines):
+    for row in map(json.loads, lines[:1000]):
         expected = " ".join(row["text"].split()), " ".join(row["text_pair"].split())
         assert task.parse(" " + task.render(instance(*expected))) == expected
 
