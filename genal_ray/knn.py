@@ -1,8 +1,8 @@
 """Exact k nearest labeled neighbours: FAISS proposes, float64 distances decide.
 
-    encodings -> FAISS (float32, a few more than k) -> exact distances -> k nearest, ties to the earlier row
-                                                             |
-                                 rows that float32 cannot tell apart: all labeled rows, exactly
+encodings -> FAISS (float32, a few more than k) -> exact distances -> k nearest, ties to the earlier row
+                      ^                                  |
+                      +--- ask for more (at last all): queries whose k nearest float32 cannot tell from the next
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import numpy.typing as npt
 from genal_ray.acquisition import Features, Neighbours
 from genal_ray.types import FloatArray
 
-SPARE = 8
-"""Neighbours asked of FAISS beyond k, so that its rounding rarely decides who is among the k."""
+SPARES = (1, 8, 64)
+"""Neighbours asked of FAISS beyond k, until its rounding no longer decides who is among the k."""
+
+QUERIES_AT_ONCE = 4096
+"""FAISS takes three times as long per query in batches of a few hundred."""
 
 CHUNK_BYTES = 8 * 2**20
 """Size of the differences that are in memory at once."""
@@ -55,30 +58,44 @@ class LabeledIndex(Neighbours):
 
         Equal distances go to the lower row number. k is between 1 and the number of labeled instances.
         """
-        num_labeled, dim = self._encodings.shape
+        num_labeled = len(self._encodings)
         assert 1 <= k <= num_labeled, f"k={k} of {num_labeled} labeled"
         distances = np.empty((len(encodings), k), dtype=np.float32)
         rows = np.empty((len(encodings), k), dtype=np.int64)
-        step = max(1, CHUNK_BYTES // (8 * dim * min(k + SPARE, num_labeled)))
-        for start in range(0, len(encodings), step):
-            chunk = slice(start, start + step)
-            distances[chunk], rows[chunk] = self._search(encodings[chunk].astype(np.float64), k)
+        for start in range(0, len(encodings), QUERIES_AT_ONCE):
+            chunk = slice(start, start + QUERIES_AT_ONCE)
+            squared, rows[chunk] = self._search(encodings[chunk].astype(np.float64), k, SPARES)
+            distances[chunk] = np.sqrt(squared)
         return distances, rows
 
-    def _search(self, points: Float64Array, k: int) -> tuple[Float64Array, Rows]:
+    def _search(self, points: Float64Array, k: int, spares: tuple[int, ...]) -> tuple[Float64Array, Rows]:
+        """Squared distances [n, k] and row numbers [n, k]."""
         num_labeled = len(self._encodings)
+        if not spares or k + spares[0] >= num_labeled:
+            everyone = np.arange(num_labeled, dtype=np.int64)
+            return self._nearest(points, np.broadcast_to(everyone, (len(points), num_labeled)), k)
         centred = (points - self._centre).astype(np.float32)
-        proposed, near = self._index.search(centred, min(k + SPARE, num_labeled))
-        squared, rows = _nearest(self._squared_distances(points, near), near, k)
-        if near.shape[1] < num_labeled:
-            # Every row that FAISS left out is at least this far, whatever its rounding did. NaN counts as unsure.
-            bound = proposed[:, -1] - self._rounding(centred)
-            unsure = np.flatnonzero(~(bound > squared[:, -1]))
-            everyone = np.arange(num_labeled, dtype=np.int64)[None]
-            for i in unsure:
-                one = points[i : i + 1]
-                squared[i], rows[i] = _nearest(self._squared_distances(one, everyone), everyone, k)
-        return np.sqrt(squared), rows
+        proposed, near = self._index.search(centred, k + spares[0])
+        squared, rows = self._nearest(points, near, k)
+        # Every row that FAISS left out is at least this far, whatever its rounding did. NaN counts as unsure.
+        bound = proposed[:, -1] - self._rounding(centred)
+        unsure = np.flatnonzero(~(bound > squared[:, -1]))
+        if len(unsure):
+            squared[unsure], rows[unsure] = self._search(points[unsure], k, spares[1:])
+        return squared, rows
+
+    def _nearest(self, points: Float64Array, near: Rows, k: int) -> tuple[Float64Array, Rows]:
+        """Squared distances [n, k] and row numbers [n, k] of the k nearest among the rows near [n, m]."""
+        squared = np.empty((len(points), k))
+        rows = np.empty((len(points), k), dtype=np.int64)
+        step = max(1, CHUNK_BYTES // (8 * points.shape[1] * near.shape[1]))
+        for start in range(0, len(points), step):
+            chunk = slice(start, start + step)
+            distances = self._squared_distances(points[chunk], near[chunk])
+            order = np.lexsort((near[chunk], distances), axis=-1)[:, :k]
+            squared[chunk] = np.take_along_axis(distances, order, axis=1)
+            rows[chunk] = np.take_along_axis(near[chunk], order, axis=1)
+        return squared, rows
 
     def _squared_distances(self, points: Float64Array, rows: Rows) -> Float64Array:
         """[n, m] from points [n, dim] and row numbers [n, m]."""
@@ -93,8 +110,3 @@ class LabeledIndex(Neighbours):
         unit = float(np.finfo(np.float32).eps) / 2
         bound: Float64Array = 2 * (centred.shape[1] + 8) * unit * (norms + self._largest_norm)
         return bound
-
-
-def _nearest(squared: Float64Array, rows: Rows, k: int) -> tuple[Float64Array, Rows]:
-    order = np.lexsort((rows, squared), axis=-1)[:, :k]
-    return np.take_along_axis(squared, order, axis=1), np.take_along_axis(rows, order, axis=1)
