@@ -20,8 +20,8 @@ SPARES = (1, 8, 64)
 QUERIES_AT_ONCE = 4096
 """FAISS takes three times as long per query in batches of a few hundred."""
 
-CHUNK_BYTES = 8 * 2**20
-"""Size of the differences that are in memory at once."""
+CHUNK_BYTES = 2 * 2**20
+"""Size of the differences that are in memory at once: what fits a core's cache."""
 
 GPU_SCRATCH_BYTES = 64 * 2**20
 
