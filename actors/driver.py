@@ -28,6 +28,7 @@ from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
+from genal_ray.stopping import stop_set
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import build_task
 from genal_ray.tensorboard import TensorBoard
@@ -98,7 +99,8 @@ class Driver:
         """
         resumed = last_policies(self._store)
         scorer = ScorerPool(config)
-        student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train")
+        stop_texts = () if config.stopping.predictions is None else stop_set(corpus, seed=config.seed)
+        student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train", stop_texts)
         generator = None
         learner = None
         if config.generator is not None:

@@ -44,13 +44,15 @@ class RayStudent:
         label_names: Sequence[str],
         evaluation: Sequence[LabeledInstance],
         storage: Path,
+        stop_set: Sequence[Text] = (),
     ) -> None:
-        """`storage` is a folder for Ray Train's own files, which `stop` removes."""
+        """`storage` is a folder for Ray Train's own files, which `stop` removes; every student predicts `stop_set`."""
         self._config = config
         self._student = config.student.model_copy(update={"model": _absolute(config.student.model)})
         self._label_names = tuple(label_names)
         self._evaluation = tuple(evaluation)
         self._storage = storage.absolute()
+        self._stop_set = tuple(stop_set)
         self._mailbox: Any = None
         self._jobs = 0
         self._busy = False
@@ -65,6 +67,7 @@ class RayStudent:
             student=self._student,
             label_names=self._label_names,
             evaluation=ray.put(_split(self._evaluation)),
+            stop_set=ray.put(self._stop_set),
             storage=str(self._storage),
             name=f"student-{uuid.uuid4().hex[:8]}",
         )
@@ -116,7 +119,9 @@ class RayStudent:
         self._busy = False
         assert state.metrics is not None
         metrics = {**state.metrics, "student/restarts": float(state.attempts - 1)}
-        return StudentFit(version=version, path=job.output_dir, metrics=metrics)
+        return StudentFit(
+            version=version, path=job.output_dir, metrics=metrics, stop_predictions=state.stop_predictions
+        )
 
     async def worker_pids(self) -> dict[int, int]:
         """Rank -> process id of the training workers."""

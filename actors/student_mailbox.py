@@ -35,6 +35,8 @@ class JobState:
     """Worker groups that were given the job: more than 1 after a crash."""
     metrics: Mapping[str, float] | None = None
     """Set when the job is finished."""
+    stop_predictions: tuple[int, ...] = ()
+    """Label indices for the stop set."""
     error: GenalRayError | None = None
     """Set when the job, or the whole Ray Train run, has failed for good."""
 
@@ -124,10 +126,10 @@ class StudentMailbox:
         if self._job is not None and number == self._job.number:
             await self._advance(done=done, total=total)
 
-    async def finish(self, number: int, metrics: Mapping[str, float]) -> None:
+    async def finish(self, number: int, metrics: Mapping[str, float], stop_predictions: tuple[int, ...]) -> None:
         assert self._job is not None
         assert number == self._job.number
-        await self._advance(metrics=metrics)
+        await self._advance(metrics=metrics, stop_predictions=stop_predictions)
 
     async def fail(self, error: GenalRayError) -> None:
         """A worker met an error that another attempt would meet again."""

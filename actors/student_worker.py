@@ -19,6 +19,7 @@ from genal_ray.types import FloatArray, Text
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+    from genal_ray.inference import StudentModel
     from genal_ray.pretrained import Pretrained
     from genal_ray.student import TrainedStudent
 
@@ -45,6 +46,8 @@ class WorkerSetup:
     label_names: tuple[str, ...]
     evaluation: ray.ObjectRef
     """(texts, labels) of the evaluation split."""
+    stop_set: ray.ObjectRef
+    """Sequence[Text] that every student predicts, for successive ones to be compared; may be empty."""
     storage: str
     name: str
 
@@ -117,6 +120,7 @@ class _Worker:
         self.pretrained = pretrained
         self.rank, self.world_size = rank, world_size
         self.evaluation: tuple[Sequence[Text], Sequence[int]] = ray.get(setup.evaluation)
+        self.stop_set: Sequence[Text] = ray.get(setup.stop_set)
 
     def serve(self, job: FitJob) -> None:
         from genal_ray.student import fit, save
@@ -135,13 +139,14 @@ class _Worker:
             pretrained=self.pretrained,
             device=str(self.pretrained.model.device),
         )
-        metrics = self._evaluate(trained)
+        metrics, stop_predictions = self._evaluate(trained)
         if self.rank == 0:
             save(trained.model, trained.tokenizer, Path(job.output_dir))
-            ray.get(self.mailbox.finish.remote(job.number, {**trained.metrics, **metrics}))
+            metrics = {**trained.metrics, **metrics}
+            ray.get(self.mailbox.finish.remote(job.number, metrics, stop_predictions))
 
-    def _evaluate(self, trained: TrainedStudent) -> dict[str, float]:
-        """Metrics on the evaluation split, each process predicting its share; complete on every one."""
+    def _evaluate(self, trained: TrainedStudent) -> tuple[dict[str, float], tuple[int, ...]]:
+        """Metrics on the evaluation split and labels for the stop set, complete on every process."""
         from genal_ray.evaluation import classification_metrics
         from genal_ray.inference import StudentModel
         from genal_ray.precision import resolve_dtype
@@ -150,9 +155,13 @@ class _Worker:
         texts, labels = self.evaluation
         model = copy.deepcopy(trained.model).to(resolve_dtype(self.setup.student.dtype, trained.model.device))
         student = StudentModel(model, trained.tokenizer, max_length=self.setup.student.max_length)
-        probs = self._gather(student.predict(texts[self.rank :: self.world_size]).probs, len(texts))
-        metrics = classification_metrics(probs, labels)
-        return {**metrics, "student/eval_s": time.perf_counter() - started}
+        metrics = classification_metrics(self._predict(student, texts), labels)
+        stop_predictions: list[int] = self._predict(student, self.stop_set).argmax(1).tolist()
+        return {**metrics, "student/eval_s": time.perf_counter() - started}, tuple(stop_predictions)
+
+    def _predict(self, student: StudentModel, texts: Sequence[Text]) -> FloatArray:
+        """Probabilities [n, num_labels], each process predicting its share."""
+        return self._gather(student.predict(texts[self.rank :: self.world_size]).probs, len(texts))
 
     def _gather(self, mine: FloatArray, total: int) -> FloatArray:
         if self.world_size == 1:

@@ -32,7 +32,9 @@ def agreement(before: Sequence[int], after: Sequence[int]) -> float:
     """
     from sklearn.metrics import cohen_kappa_score
 
-    return float(cohen_kappa_score(before, after, replace_undefined_by=0.0))
+    if len({*before, *after}) == 1:
+        return 0.0
+    return float(cohen_kappa_score(before, after))
 
 
 def reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:

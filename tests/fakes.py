@@ -115,6 +115,9 @@ class FakeScorer:
 
 
 class FakeStudent:
+    settled: int | None = None
+    """Version from which students agree on the stop set; None for a run without one."""
+
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
 
@@ -128,7 +131,9 @@ class FakeStudent:
         self.calls.record("student")
         output_dir.mkdir(parents=True)
         (output_dir / "weights").write_text(str(len(labeled)))
-        return StudentFit(version=version, path=str(output_dir), metrics={"al/accuracy": len(labeled) / 1000})
+        predictions = () if self.settled is None else tuple(n % (2 + min(version, self.settled)) for n in range(12))
+        metrics = {"al/accuracy": len(labeled) / 1000}
+        return StudentFit(version=version, path=str(output_dir), metrics=metrics, stop_predictions=predictions)
 
 
 class FakeLearner:

@@ -33,6 +33,7 @@ for module in (tiny_students, sys.modules[__name__]):  # Ray workers cannot impo
 LABELS = ("bad", "good")
 TRAIN = {"min_steps": 600, "epochs": 1, "learning_rate": 1e-3, "max_length": 32, "dtype": "float32"}
 """600 steps of the tiny encoder take a second or two: long enough to be interrupted."""
+STOP_SET = sentiment(33, seed=2)[0]
 
 
 @pytest.fixture
@@ -54,7 +55,13 @@ def run_config(folder: Path, **student: Any) -> RunConfig:
 
 
 def make_student(folder: Path, **student: Any) -> RayStudent:
-    return RayStudent(run_config(folder, **student), LABELS, labeled(61, seed=1), folder / "train")
+    config = run_config(folder, **student)
+    return RayStudent(config, LABELS, labeled(61, seed=1), folder / "train", stop_set=STOP_SET)
+
+
+def stop_predictions(path: str) -> tuple[int, ...]:
+    """Of the student saved there."""
+    return tuple(StudentModel.load(path, device="cpu").predict(STOP_SET).probs.argmax(1).tolist())
 
 
 def weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -105,6 +112,8 @@ def test_same_student_again_after_a_crash_until_there_are_too_many(folder: Path)
     assert crashed.metrics["al/loss"] == whole.metrics["al/loss"]
     before, after = weights(whole.path), weights(crashed.path)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert crashed.stop_predictions == whole.stop_predictions == stop_predictions(whole.path)
+    assert set(whole.stop_predictions) == {0, 1}
     saved = StudentModel.load(whole.path, device="cpu")
     assert saved.label_names == LABELS
     assert saved.predict(["the film was superb"]).probs[0, 1] > 0.5
@@ -141,6 +150,7 @@ def test_two_workers_train_as_one_and_a_hang_ends(folder: Path) -> None:
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids.values() if psutil.pid_exists(p)], timeout=30)
     assert not alive
 
+    assert two.stop_predictions == stop_predictions(two.path)
     seed = derive_seed(0, "student", 0)
     one = fit(run_config(folder).student, *sentiment(40, seed=0), LABELS, seed=seed, device="cpu")
     metrics = evaluate(StudentModel(one.model, one.tokenizer), *sentiment(61, seed=1))
