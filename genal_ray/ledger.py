@@ -50,10 +50,6 @@ class Ledger:
     def of(self, instance_ids: Sequence[str]) -> list[LabeledInstance]:
         return [self._labels[id] for id in instance_ids]
 
-    def until(self, round: int) -> list[LabeledInstance]:
-        """Labels bought in rounds up to `round`."""
-        return [item for item in self._labels.values() if item.round <= round]
-
     def record(self, items: Sequence[LabeledInstance]) -> None:
         """Write labels; durable when this returns."""
         for item in items:

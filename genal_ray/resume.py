@@ -15,13 +15,14 @@ from genal_ray.types import Instance, PolicyUpdate
 
 
 def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger: Ledger) -> Pools:
-    """The pools as the last committed round left them."""
+    """The pools as the last committed round left them, in the same order: a student sees its texts in that order."""
     committed = store.committed_rounds()
     if not committed:
         return Pools(corpus.pool)
     oldest = max(1, committed[-1] - config.strategy.retention_rounds + 1)
     synthetic = [i for number in range(oldest, len(committed)) for i in _kept(config, store, number)]
-    return Pools.restored(corpus, ledger.until(committed[-1]), synthetic)
+    chosen = [id for number in committed for id in store.round(number).load("annotate", ChosenCodec())]
+    return Pools.restored(corpus, ledger.of(chosen), synthetic)
 
 
 def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]:

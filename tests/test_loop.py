@@ -92,6 +92,16 @@ def test_a_run_cut_off_anywhere_goes_on_to_the_same_end(tmp_path: Path, crash_at
         assert calls[part] == once[part] + (part == crashed), "a finished stage ran again"
 
 
+def test_labels_are_restored_in_the_order_in_which_they_were_bought(tmp_path: Path) -> None:
+    """A student sees its texts in that order; the ledger has those of each annotator together."""
+    run = make_run(tmp_path / "run", make_config(), Calls(), Counter())
+    asyncio.run(loop.run(run))
+    again = make_run(tmp_path / "run", make_config(), Calls(), Counter())
+    assert again.pools.labeled == run.pools.labeled
+    in_ledger = [str(row["id"]) for row in ledger(tmp_path / "run")]
+    assert [item.instance.id for item in again.pools.labeled] != in_ledger
+
+
 def test_side_by_side_failure_keeps_the_other_stage(tmp_path: Path) -> None:
     calls, paid = Calls(), Counter[str]()
     calls.crash_at = "student:2"
