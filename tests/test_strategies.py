@@ -87,7 +87,7 @@ def test_a_group_has_a_completion_at_least() -> None:
 
 
 def labeled_pools(labels: Sequence[int], pool_size: int = 20) -> Pools:
-    """A pool whose first instances are labeled, the last of them a synthetic one of round 1."""
+    """A pool whose first instances are labeled, and a synthetic one of round 1 with the last label."""
     pools = Pools([Instance(id=f"r-{i:02}", text=f"remark {i:02}") for i in range(pool_size)])
     pools.label(bought(instance, label, 0) for instance, label in zip(pools.real, labels[:-1], strict=False))
     synthetic = Instance(id="s-0001-000000", text="remark ??", origin="synthetic", round=1)
@@ -152,6 +152,14 @@ def test_synthetic_texts_longer_than_any_real_one_are_not_shown() -> None:
     long = Instance(id="s-0001-000001", text="remark 100", origin="synthetic", round=1)
     pools.label([bought(long, 2, 1)])
     assert long.id not in {id for prompt in conditioned(pools, 20) for id in prompt.example_ids}
+
+
+def test_examples_do_not_depend_on_the_order_of_the_labels() -> None:
+    pools = labeled_pools([0, 1, 2] * 3)
+    reordered = Pools(pools.real)
+    reordered.label(reversed(pools.labeled))
+    assert conditioned(pools, 9) == conditioned(reordered, 9)
+    assert conditioned(pools, 9, name="bgadl") == conditioned(reordered, 9, name="bgadl")
 
 
 def test_groups_of_one_label_share_their_prompt() -> None:
@@ -265,7 +273,7 @@ NAMES = names("genal_ray.strategies")
 
 
 class RecordingGenerator(FakeGenerator):
-    """Keeps what it was asked for."""
+    """Keeps what it was asked for, and writes no longer texts than the pool has."""
 
     def __init__(self, asked: dict[str, Prompt]) -> None:
         super().__init__(Calls())
@@ -273,7 +281,8 @@ class RecordingGenerator(FakeGenerator):
 
     async def generate(self, prompts: Sequence[Prompt], progress: Progress | None = None) -> list[Completion]:
         self.asked.update((prompt.id, prompt) for prompt in prompts)
-        return await super().generate(prompts, progress)
+        completions = await super().generate(prompts, progress)
+        return [replace(completion, text=completion.text[: 17 + i % 2]) for i, completion in enumerate(completions)]
 
 
 @dataclass
