@@ -39,8 +39,13 @@ LONGEST = 2000
 """Texts that are tokenized to find the longest; the longest in bytes, as no token is shorter than a byte."""
 
 
-def check_generator(config: GeneratorConfig, task: Task, pool: Sequence[Instance]) -> None:
-    """Raise UserError unless `generator.model` is a causal language model whose context holds the longest prompt."""
+def check_generator(
+    config: GeneratorConfig, task: Task, pool: Sequence[Instance], label_names: Sequence[str] = ()
+) -> None:
+    """Raise UserError unless `generator.model` is a causal language model whose context holds the longest prompt.
+
+    `label_names` are those that prompts may name.
+    """
     model = _config(config, "generator")
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = _architectures(model)
@@ -55,7 +60,7 @@ def check_generator(config: GeneratorConfig, task: Task, pool: Sequence[Instance
             f"generator.max_model_len is {config.max_model_len} but {config.model} has a context of {positions} "
             f"tokens: set generator.max_model_len={positions} or lower"
         )
-    _check_prompt_length(config, task, pool)
+    _check_prompt_length(config, task, pool, max(label_names, key=len, default=None))
 
 
 def check_student(config: StudentConfig, encoding: str) -> None:
@@ -90,10 +95,10 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet
 """Architectures whose first position has the number of the padding token plus one."""
 
 
-def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Instance]) -> None:
+def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Instance], label: str | None) -> None:
     tokenizer = load_tokenizer(config, "generator")
     examples = _longest(pool, tokenizer, task.num_examples)
-    num_tokens = len(tokenizer(task.prompt(examples))["input_ids"])
+    num_tokens = len(tokenizer(task.prompt(examples, label))["input_ids"])
     room = config.max_model_len - config.max_tokens
     if num_tokens > room:
         raise UserError(

@@ -43,7 +43,8 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     budget = resolve_budget(config, len(corpus.pool))
     check_student(config.student, config.scorer.encoding)
     if config.generator is not None:
-        check_generator(config.generator, task, corpus.pool)
+        named = corpus.label_names if config.strategy.names_labels else ()
+        check_generator(config.generator, task, corpus.pool, named)
         if config.warms_up:
             check_warmup(config, corpus.pool, task)
     config.annotators.real.check(corpus)

@@ -150,6 +150,16 @@ def test_longest_prompt_has_to_fit(complaint: Callable[..., str]) -> None:
     assert "the longest text is r-" in text
 
 
+def test_longest_prompt_names_the_longest_label(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
+    def length(*settings: str) -> int:
+        config = demo("generator.max_model_len=128", "generator.max_tokens=48", *settings)
+        with pytest.raises(UserError) as caught:
+            preflight.check(config, output_dir=tmp_path / "run")
+        return int(str(caught.value).split("the longest prompt has ")[1].split()[0])
+
+    assert length("strategy.condition_on_label=true") > length()
+
+
 def test_context_has_to_be_the_models(complaint: Callable[..., str], minilm: Path, tmp_path: Path) -> None:
     text = complaint("generator.max_model_len=4096")
     assert "has a context of 1024 tokens: set generator.max_model_len=1024 or lower" in text

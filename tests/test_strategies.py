@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import Calls, Crash, FakeGenerator, make_config, make_run
+from fakes import Calls, Crash, FakeGenerator, FakeScorer, make_config, make_run
 
 from genal_ray import loop
-from genal_ray.acquisition import Features, Pointwise
+from genal_ray.acquisition import Acquisition, Batchwise, Features, Pointwise
 from genal_ray.acquisition.bald import Bald
 from genal_ray.acquisition.entropy import Entropy
 from genal_ray.acquisition.margin import Margin
@@ -29,12 +29,13 @@ from genal_ray.interfaces import Progress
 from genal_ray.knn import LabeledIndex
 from genal_ray.pools import Pools
 from genal_ray.registry import build, names
+from genal_ray.seeds import derive_seed
 from genal_ray.strategies import Strategy
 from genal_ray.strategies.asal import NearestReal
 from genal_ray.strategies.best_of_n import BestOfN
 from genal_ray.strategies.signal import turns
 from genal_ray.tasks import build_task
-from genal_ray.types import Completion, Instance, LabeledInstance, Prompt
+from genal_ray.types import Completion, Instance, LabeledInstance, Prompt, Scores, StudentFit
 
 TASK = build_task(TaskConfig(domain="remarks"))
 
@@ -285,6 +286,31 @@ class RecordingGenerator(FakeGenerator):
         return [replace(completion, text=completion.text[: 17 + i % 2]) for i, completion in enumerate(completions)]
 
 
+class FeatureScorer(FakeScorer):
+    """Lets a batch-mode function pick by features made of the texts."""
+
+    async def score(
+        self,
+        candidates: Sequence[Instance],
+        labeled: Sequence[LabeledInstance],
+        student: StudentFit | None,
+        acquisition: Acquisition,
+        *,
+        budget: int,
+        progress: Progress | None = None,
+    ) -> Scores:
+        if not isinstance(acquisition, Batchwise):
+            return await super().score(candidates, labeled, student, acquisition, budget=budget, progress=progress)
+        assert student is not None
+        one_each = [features(np.random.default_rng(derive_seed(student.version, i.text)), [False]) for i in candidates]
+        synthetic = np.array([instance.origin == "synthetic" for instance in candidates])
+        given = replace(Features.concatenate(one_each), synthetic=synthetic)
+        values = np.zeros(len(candidates), np.float32)
+        picked = acquisition.pick(given, given.take(np.zeros(0, np.int64)), budget, np.random.default_rng(0))
+        values[picked] = np.arange(budget, budget - len(picked), -1)
+        return Scores(ids=tuple(i.id for i in candidates), values=values, student_version=student.version)
+
+
 @dataclass
 class Outcome:
     """What a run bought and asked for."""
@@ -305,7 +331,8 @@ def run_to_end(folder: Path, strategy: dict[str, Any], *, crash_at: str | None =
     run = make_run(folder, config, calls, Counter())
     generator = RecordingGenerator(outcome.asked)
     generator.calls = calls
-    asyncio.run(loop.run(replace(run, parts=replace(run.parts, generator=generator))))
+    parts = replace(run.parts, generator=generator, scorer=FeatureScorer(calls))
+    asyncio.run(loop.run(replace(run, parts=parts)))
     outcome.num_labels = [json.loads(line)["al/num_labels"] for line in read(folder / "metrics.jsonl")]
     outcome.ledger = [json.loads(line) for line in read(folder / "labels" / "ledger.jsonl")]
     return outcome

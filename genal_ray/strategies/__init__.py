@@ -33,6 +33,11 @@ class Strategy(Plugin):
         """Completions asked of every prompt text; a learner with a group baseline needs at least 2."""
         return 1
 
+    @property
+    def names_labels(self) -> bool:
+        """Whether prompts may name the label that they ask for."""
+        return False
+
     @abstractmethod
     def build_prompts(
         self,

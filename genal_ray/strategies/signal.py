@@ -51,6 +51,10 @@ class Signal(Strategy):
     def group_size(self) -> int:
         return self.completions_per_prompt
 
+    @property
+    def names_labels(self) -> bool:
+        return self.condition_on_label
+
     def num_candidates(self, budget: int) -> int:
         """Synthetic instances of a round that may compete for its labels."""
         return math.ceil(budget * self.candidates_per_label)
