@@ -180,7 +180,7 @@ class RunConfig(Section):
     @property
     def uses_models_for_scoring(self) -> bool:
         functions = [self.selector, *([self.reward_function] if self.learns else [])]
-        return any(f.needs.student or f.needs.pretrained for f in functions)
+        return self.data.initial_method == "kmeans" or any(f.needs.student or f.needs.pretrained for f in functions)
 
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the results: not the place, the name or the output directory."""

@@ -117,7 +117,11 @@ class DataConfig(Section):
     label_names: dict[str, str] | None = Field(None, description="raw label value -> label name")
     pool_size: Part = Field(1.0, description="the real pool: share of the training split, or count")
     initial_labeled: Part = Field(0.1, description="initial labeled set: share of the pool, or count")
-    initial_method: Literal["random", "stratified"] = "random"
+    initial_method: Literal["random", "stratified", "kmeans"] = Field(
+        "random",
+        description="stratified: labels spread as in the pool, which a real cold start does not know; kmeans: one text "
+        "from each cluster of the pool's pretrained encodings, without labels",
+    )
     evaluation_size: Part = Field(1.0, description="share or count of the evaluation split")
 
     @model_validator(mode="before")

@@ -30,7 +30,7 @@ class Corpus:
     hidden_labels: Mapping[str, int]
     """Instance id -> label of every pool instance: what the `hidden` annotator reveals."""
     initial_ids: tuple[str, ...]
-    """Ids of the initial labeled set, in the order in which they are labeled."""
+    """Ids of the initial labeled set, in the order in which they are labeled; empty when k-means is to choose them."""
     evaluation: tuple[LabeledInstance, ...]
     """The evaluation split; never seen by training or model selection."""
     num_training_rows: int = 0
@@ -143,6 +143,8 @@ def _initial_positions(data: DataConfig, labels: Sequence[int], *, seed: int) ->
             f"data.initial_labeled asks for {count} instances but the pool has {len(labels)}: "
             "lower it, or raise data.pool_size"
         )
+    if data.initial_method == "kmeans":
+        return np.zeros(0, dtype=np.int64)
     if data.initial_method == "stratified":
         return stratified(labels, count, seed=seed, purpose="initial")
     return permutation(len(labels), seed=seed, purpose="initial")[:count]

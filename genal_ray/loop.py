@@ -22,6 +22,7 @@ import numpy as np
 
 from genal_ray import stopping
 from genal_ray.acquisition import Pointwise
+from genal_ray.acquisition.bertkm import Bertkm
 from genal_ray.annotation import Annotation
 from genal_ray.budget import Budget
 from genal_ray.collapse import decide, policies_to_keep
@@ -154,13 +155,26 @@ async def run_initial_round(run: Run) -> StudentFit:
     """Round 0: label the initial set and train the first student on it."""
     started = time.perf_counter()
     folder = run.store.round(0)
-    annotated = await run.stage(
-        folder, "annotate", ChosenCodec(), lambda p: _annotate(run, 0, list(run.corpus.initial_ids), p)
-    )
+    stages = dict[str, StageResult[object]]()
+    ids = list(run.corpus.initial_ids)
+    if run.config.data.initial_method == "kmeans":
+        initial = await run.stage(folder, "initial", ChosenCodec(), lambda p: _cluster(run, p))
+        stages["initial"] = initial
+        ids = initial.value
+    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, 0, ids, p))
     run.pools.label(run.parts.annotation.bought(annotated.value))
+    stages["annotate"] = annotated
     student = await _fit_student(run, folder, 0)
-    _commit(run, 0, started, {"annotate": annotated, "student": student}, run.warmup_metrics)
+    stages["student"] = student
+    _commit(run, 0, started, stages, run.warmup_metrics)
     return student.value
+
+
+async def _cluster(run: Run, progress: Progress) -> tuple[list[str], Mapping[str, float]]:
+    """The initial labeled set by k-means on pretrained encodings: no label and no student is needed for it."""
+    pool, size, kmeans = run.pools.unlabeled, run.budget.initial, Bertkm()
+    scores = await run.parts.scorer.score(pool, [], None, kmeans, budget=size, progress=progress)
+    return choose(scores, {instance.id: instance for instance in pool}, kmeans, size), scores.metrics
 
 
 async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> StudentFit:

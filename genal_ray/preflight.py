@@ -103,7 +103,7 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
         notes.append(f"{corpus.num_overlapping} training rows occur in the evaluation split and are left out")
     labels = Counter(corpus.hidden_labels[id] for id in corpus.initial_ids)
     missing = [name for i, name in enumerate(corpus.label_names) if not labels[i]]
-    if missing:
+    if missing and config.data.initial_method != "kmeans":
         notes.append(
             f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
             "data.initial_method=stratified takes every class where it can"

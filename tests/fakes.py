@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from genal_ray.acquisition import Acquisition
+from genal_ray.acquisition import Acquisition, Batchwise
 from genal_ray.annotation import Annotation
 from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig, parse_config
@@ -104,6 +104,12 @@ class FakeScorer:
         progress: Progress | None = None,
     ) -> Scores:
         self.calls.record("score")
+        if isinstance(acquisition, Batchwise):  # every third candidate, the last one first
+            picks = list(range(len(candidates)))[::-3][:budget]
+            values = [float(budget - picks.index(n)) if n in picks else 0.0 for n in range(len(candidates))]
+            return Scores(
+                ids=tuple(i.id for i in candidates), values=np.array(values, np.float32), student_version=-1
+            )
         assert student is not None
         values = [derive_seed(student.version, len(labeled), i.text) / 2**63 for i in candidates]
         return Scores(
