@@ -177,7 +177,7 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
     corpora: dict[str, Corpus] = {}
     budgets: dict[tuple[str, int], Budget] = {}
     checked: set[str] = set()
-    notes: list[str] = []
+    notes: dict[str, list[str]] = {}
     for job in jobs:
         if job.store.config_file.exists() and job.store.load_config().fingerprint() != job.config.fingerprint():
             raise UserError(
@@ -185,13 +185,14 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
             )
         if job.method not in checked and not job.done:
             found = check(job.config, job.store.path, resume=job.store.config_file.exists())
-            notes += [f"{job.method}: {note}" for note in found.notes]
+            for note in found.notes:
+                notes.setdefault(note, []).append(job.method)
             checked.add(job.method)
         data = job.config.data.model_dump_json() + job.config.task.model_dump_json() + str(job.seed)
         if data not in corpora:
             corpora[data] = load_corpus(job.config)
         budgets[job.method, job.seed] = resolve_budget(job.config, len(corpora[data].pool))
-    return budgets, tuple(notes)
+    return budgets, tuple(f"{', '.join(methods)}: {note}" for note, methods in notes.items())
 
 
 def _title(config: RunConfig) -> str:
