@@ -28,8 +28,8 @@ class Decision:
     pause: bool = False
     restore: int | None = None
     """Round that learned the policy which is restored; 0: the pretrained one."""
-    broken: tuple[str, ...] = ()
-    """A sentence for every rule that the round breaks."""
+    note: str | None = None
+    """Which rules the round breaks and what is done about it; None when it breaks none."""
     metrics: Mapping[str, float]
     """`guard/*`: 1 for a rule that was broken and for what was done, else 0; `guard/kl_factor`; and where a policy is
     restored `guard/restored_policy`, the round that learned it."""
@@ -54,7 +54,7 @@ def decide(config: GuardsConfig, figures: Mapping[str, float], reports: Sequence
         kl_factor=kl_factor,
         pause=pause,
         restore=restore,
-        broken=tuple(_sentence(rule, figures) for rule in broken),
+        note=_note(broken, figures, restore=restore, pause=pause, kl_factor=kl_factor) if broken else None,
         metrics={
             **{f"guard/{rule.name}": 0.0 for rule in config.rules},
             **{f"guard/{rule.name}": 1.0 for rule in broken},
@@ -113,6 +113,21 @@ def _kl_factor(config: GuardsConfig, broken: Sequence[GuardRule], reports: Seque
     return min(factor, max(1.0, config.max_kl_coefficient / known[-1])) if known else factor
 
 
-def _sentence(rule: GuardRule, figures: Mapping[str, float]) -> str:
-    bound = f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}"
-    return f"{rule.metric} is {figures[rule.metric]:.4g}, {bound}: {rule.action.replace('_', ' ')}"
+def _note(
+    broken: Sequence[GuardRule],
+    figures: Mapping[str, float],
+    *,
+    restore: int | None,
+    pause: bool,
+    kl_factor: float,
+) -> str:
+    bounds = [f"above {rule.above:g}" if rule.above is not None else f"below {rule.below:g}" for rule in broken]
+    causes = [
+        f"{rule.metric} is {figures[rule.metric]:.4g} ({bound})" for rule, bound in zip(broken, bounds, strict=True)
+    ]
+    coefficient = f"KL coefficient x {kl_factor:.3g}"
+    if restore is not None:
+        done = f"{f'policy of round {restore}' if restore else 'pretrained policy'} restored, {coefficient} from now on"
+    else:
+        done = "no update" if pause else coefficient
+    return f"{', '.join(causes)}: {done}"

@@ -350,8 +350,8 @@ async def _learn(
         return None, rewards
     figures = {name: value for stage in ("generate", "annotate") for name, value in done[stage].metrics.items()}
     decision = decide(run.config.guards, figures, run.store.reports())
-    for sentence in decision.broken:
-        run.observer.note(f"round {number}: {sentence}")
+    if decision.note is not None:
+        run.observer.note(f"round {number}: {decision.note}")
     metrics = {**rewards, **decision.metrics}
     if decision.pause:
         return None, metrics

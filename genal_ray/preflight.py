@@ -108,6 +108,8 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
             f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
             "data.initial_method=stratified takes every class where it can"
         )
+    if config.learns and not config.learner.kl.coefficient and any(r.action != "pause" for r in config.guards.rules):
+        notes.append("learner.kl.coefficient is 0: rules of guards that raise it have no effect")
     asked = share_or_count(config.budget.total, len(corpus.pool))
     if not config.labels_synthetic and asked > len(corpus.pool):
         notes.append(

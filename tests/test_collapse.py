@@ -46,7 +46,7 @@ def guards(*rules: GuardRule, **settings: Any) -> GuardsConfig:
 def test_nothing_is_done_about_healthy_rounds() -> None:
     figures = {"gen/copy_rate": 0.2, "gen/mean_tokens": 20, "gen/unparseable_rate": 0.1}
     decision = decide(guards(COPIES, SHORT, BROKEN), figures, healthy(3))
-    assert (decision.kl_factor, decision.pause, decision.restore, decision.broken) == (1.0, False, None, ())
+    assert (decision.kl_factor, decision.pause, decision.restore, decision.note) == (1.0, False, None, None)
     assert decision.metrics == {
         "guard/copy_rate": 0, "guard/mean_tokens": 0, "guard/unparseable_rate": 0,
         "guard/pause": 0, "guard/restore": 0, "guard/kl_factor": 1,
@@ -56,7 +56,7 @@ def test_nothing_is_done_about_healthy_rounds() -> None:
 def test_a_broken_rule_raises_the_coefficient() -> None:
     decision = decide(guards(COPIES, SHORT), {"gen/copy_rate": 0.6}, healthy(3))
     assert (decision.kl_factor, decision.pause) == (2.0, False)
-    assert decision.broken == ("gen/copy_rate is 0.6, above 0.5: raise kl",)
+    assert decision.note == "gen/copy_rate is 0.6 (above 0.5): KL coefficient x 2"
     assert decision.metrics["guard/copy_rate"] == 1
     assert decision.metrics["guard/mean_tokens"] == 0
 
@@ -169,7 +169,9 @@ def test_a_collapsed_policy_is_replaced_by_the_last_good_one(tmp_path: Path) -> 
     assert learner.generator.version == 6
     assert policy_folders(tmp_path / "run") == [5, 6], "the last one, and the last good one"
     assert isinstance(run.observer, RecordingObserver)
-    assert run.observer.notes == ["round 4: gen/unparseable_rate is 1, above 0.5: restore"]
+    assert run.observer.notes == [
+        "round 4: gen/unparseable_rate is 1 (above 0.5): policy of round 2 restored, KL coefficient x 1.5 from now on"
+    ]
 
 
 def test_the_first_policy_that_collapses_gives_way_to_the_pretrained_one(tmp_path: Path) -> None:
