@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
@@ -156,7 +156,10 @@ class GeneratorService:
     def _deploy(self) -> None:
         config = self._config
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        serve.start(proxy_location="Disabled", logging_config=quiet)
+        try:
+            serve.start(proxy_location="Disabled", logging_config=quiet)
+        except ActorAlreadyExistsError:  # another run on this cluster started Serve at the same moment: join it
+            serve.start(proxy_location="Disabled", logging_config=quiet)
         serve.delete(self._app_name)  # what a killed driver has left behind
         deployment = serve.deployment(GeneratorReplica).options(
             name=DEPLOYMENT,
