@@ -134,7 +134,8 @@ def run(
     directory, jobs = comparison.directory, comparison.jobs
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "comparison.json", asdict(comparison.description))
-    work = _Work(waiting=[job for job in jobs if not job.done])
+    # A whole seed before the next: what there is after a while compares all methods.
+    work = _Work(waiting=sorted((job for job in jobs if not job.done), key=lambda job: job.seed))
     stopped = False
     if work.waiting:
         machine = this_machine(directory)

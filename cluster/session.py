@@ -50,6 +50,8 @@ def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
     folder = tempfile.mkdtemp(prefix="gr-", dir=parent)
     port = config.cluster.dashboard_port
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # More actors than cores is how a small machine runs this; Ray would warn of it on the user's terminal.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "1000")
     try:
         context = ray.init(
             address="local",
