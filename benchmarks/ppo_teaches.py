@@ -33,7 +33,7 @@ from genal_ray.knn import LabeledIndex
 from genal_ray.ledger import Ledger
 from genal_ray.paths import resolve_model
 from genal_ray.pools import Pools
-from genal_ray.resume import last_policies
+from genal_ray.resume import last_policies, restore_pools
 from genal_ray.stages import student_codec
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import build_task
@@ -57,8 +57,8 @@ def main() -> None:
     before = answers(resolve_model(config.generator.model), prompts, config)
     after = answers(policy.path, prompts, config)
     student = store.round(rounds[-1]).load("student", student_codec(store.path))
-    labeled = [item.instance for item in Ledger(store.ledger_file, corpus.label_names).open().until(rounds[-1])]
-    judge_by = FixedStudent(config, student, [instance.student_input for instance in labeled])
+    labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.label_names).open()).labeled
+    judge_by = FixedStudent(config, student, [item.instance.student_input for item in labeled])
     scores = {name: judge_by.score(texts, config, corpus) for name, texts in (("before", before), ("after", after))}
     report = {"benchmark": "ppo_teaches", "rounds": len(rounds) - 1, **figures(scores, before, after)}
     print(json.dumps(report, indent=1))

@@ -186,7 +186,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
 
     candidates: list[Candidate] = []
     if run.parts.generator is not None:
-        generated = await run.stage(folder, "generate", CandidateCodec(), lambda p: _generate(run, number, budget, p))
+        generated = await run.stage(folder, "generate", CandidateCodec(), lambda p: _generate(run, number, p))
         candidates = generated.value
         stages["generate"] = generated
         pools.add(c.instance for c in candidates if c.instance is not None)  # line 3
@@ -196,7 +196,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     stages["score"] = scored  # lines 4-7
     post = config.reward.timing == "post"
     rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
-    chosen = _choose(run, candidates, scored.value, budget)  # line 8
+    chosen = _choose(run, number, candidates, scored.value, budget)  # line 8
     annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p))
     pools.label(run.parts.annotation.bought(annotated.value))  # line 9
     stages["annotate"] = annotated
@@ -219,13 +219,17 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     return fitted.value
 
 
-async def _generate(
-    run: Run, number: int, budget: int, progress: Progress
-) -> tuple[list[Candidate], dict[str, float]]:
+async def _generate(run: Run, number: int, progress: Progress) -> tuple[list[Candidate], dict[str, float]]:
+    """As many texts in a smaller last round as in any other: one text for one label may be an unusable one."""
     assert run.parts.generator is not None
     rng = np.random.default_rng(derive_seed(run.config.seed, "prompts", number))
     prompts = run.config.strategy.build_prompts(
-        run.pools, run.parts.task, round=number, budget=budget, rng=rng, label_names=run.corpus.label_names
+        run.pools,
+        run.parts.task,
+        round=number,
+        budget=run.budget.per_round,
+        rng=rng,
+        label_names=run.corpus.label_names,
     )
     started = time.perf_counter()
     completions = await run.parts.generator.generate(prompts, progress)
@@ -274,7 +278,7 @@ async def _reward(
     return await run.stage(folder, "reward", ScoresCodec(), work)
 
 
-def _choose(run: Run, candidates: Sequence[Candidate], scores: Scores, budget: int) -> list[str]:
+def _choose(run: Run, number: int, candidates: Sequence[Candidate], scores: Scores, budget: int) -> list[str]:
     """Ids to be labeled, best first; what the strategy gives up leaves the pool first."""
     config, written = run.config, _written(candidates)
     of_round = {id: value for id, value in zip(scores.ids, scores.values.tolist(), strict=True) if id in written}
@@ -287,7 +291,7 @@ def _choose(run: Run, candidates: Sequence[Candidate], scores: Scores, budget: i
     allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
     chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
     if not chosen:
-        raise RunError(_nothing_to_label(int(scores.student_version) + 1, candidates))
+        raise RunError(_nothing_to_label(number, candidates))
     return chosen
 
 

@@ -66,7 +66,7 @@ def test_every_completion_is_rewarded_and_unusable_ones_get_the_floor(tmp_path: 
     asyncio.run(loop.run(run))
     learner = run.parts.learner
     assert isinstance(learner, FakeLearner)
-    assert [len(rewards) for rewards in learner.rewards] == [5, 5, 5, 5, 5, 1]
+    assert [len(rewards) for rewards in learner.rewards] == [5, 5, 5, 5, 5, 5]
     unusable = sum(row["gen/num_unparseable"] for row in rows(tmp_path / "run")[1:])
     assert sum(reward == -2.0 for rewards in learner.rewards for reward in rewards) >= unusable > 0
 
