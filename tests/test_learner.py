@@ -230,7 +230,7 @@ def test_the_group_learns_saves_hands_over_and_says_why_it_fails(
             assert handed == [policy]
             check_update(policy, tiny_lm, tmp_path / "1")
             second = await group.update(make_rollouts(6), 2, tmp_path / "2")
-            await group.restore(policy)
+            assert await group.restore(policy) == policy
             await group.update(make_rollouts(6), 2, tmp_path / "again")
             for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
                 assert_equal(load_file(tmp_path / "again" / file), load_file(tmp_path / "2" / file))
@@ -241,6 +241,11 @@ def test_the_group_learns_saves_hands_over_and_says_why_it_fails(
                 load_file(Path(nothing.path) / "model.safetensors"),
                 load_file(Path(second.path) / "model.safetensors"),
             )
+            pretrained = await group.restore(None)
+            assert (pretrained.version, pretrained.path) == (0, str(tiny_lm.resolve()))
+            await group.update(make_rollouts(6), 1, tmp_path / "anew")
+            for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
+                assert_equal(load_file(tmp_path / "anew" / file), load_file(tmp_path / "1" / file))
             with pytest.raises(UserError, match="holds no learner state"):
                 await group.restore(replace(policy, path=str(tmp_path / "model")))
         finally:

@@ -173,7 +173,7 @@ def test_rows_tell_score_reward_fate_and_label(hostile: Path) -> None:
     labels = {label.id: label for label in read_labels(hostile / "labels" / "ledger.jsonl")}
     rounds = [read_generated(folder, make_config().reward, labels) for folder in later_rounds(hostile)]
     rows = [row for round in rounds for row in round.rows]
-    assert len(rows) == sum(round.num_completions for round in rounds) == 26
+    assert len(rows) == sum(round.num_completions for round in rounds) == 30
     kept = [row for row in rows if row.fate == "kept"]
     assert all(row.score is not None and row.reward is not None for row in kept)
     assert all(row.score is None and row.reward == -2.0 and row.label is None for row in rows if row not in kept)

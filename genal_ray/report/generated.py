@@ -72,12 +72,14 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
 
     `labels` are all that the run bought, by instance id.
     """
-    completions = pq.read_table(folder / "generate.parquet", columns=["text", "fate", "instance"]).to_pylist()
+    columns = ["text", "fate", "instance", "penalized"]
+    completions = pq.read_table(folder / "generate.parquet", columns=columns).to_pylist()
     scores = _Scores.read(folder)
     rewards = _rewards(folder, scores)
     ids = [None if row["instance"] is None else row["instance"]["id"] for row in completions]
     selecting = _of(ids, scores.values)
-    shaped = np.full(len(ids), np.nan) if rewards is None else shape_rewards(_of(ids, rewards), reward)
+    rewarded = [None if row["penalized"] else id for row, id in zip(completions, ids, strict=True)]
+    shaped = np.full(len(ids), np.nan) if rewards is None else shape_rewards(_of(rewarded, rewards), reward)
     shown = _shown([row["fate"] for row in completions], selecting)
     return GeneratedRound(
         round=int(folder.name),
