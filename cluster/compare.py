@@ -193,7 +193,11 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
         if data not in corpora:
             corpora[data] = load_corpus(job.config)
         budgets[job.method, job.seed] = resolve_budget(job.config, len(corpora[data].pool))
-    return budgets, tuple(f"{', '.join(methods)}: {note}" for note, methods in notes.items())
+    return budgets, tuple(_note(note, methods, len(checked)) for note, methods in notes.items())
+
+
+def _note(note: str, methods: Sequence[str], num_methods: int) -> str:
+    return note if len(methods) == num_methods else f"{', '.join(methods)}: {note}"
 
 
 def _title(config: RunConfig) -> str:
