@@ -64,10 +64,12 @@ def main() -> None:
     print(json.dumps(report, indent=1))
 
 
-def draw_prompts(config: RunConfig, corpus: Corpus, count: int) -> list[Prompt]:
+def draw_prompts(
+    config: RunConfig, corpus: Corpus, count: int, rng: np.random.Generator | None = None
+) -> list[Prompt]:
     """The strategy's own prompts, of a round that the run did not have."""
     pools = Pools(corpus.pool)
-    rng = np.random.default_rng(0)
+    rng = rng or np.random.default_rng(0)
     task = build_task(config.task)
     prompts: list[Prompt] = []
     while len(prompts) < count:
