@@ -172,6 +172,11 @@ class RewardConfig(Section):
         description="the student that scores: pre, the one before the round's labels, so that student and generator "
         "learn side by side; post, the one retrained on them, against the labeled set of before",
     )
+    transform: Literal["none", "rank"] = Field(
+        "none",
+        description="rank: a score counts by its rank in the batch, in [0, 1]; where a confident student gives most "
+        "texts a score near 0, their order still teaches",
+    )
     clip_quantile: float = Field(
         0.95, gt=0.5, le=1.0, description="scores above this quantile of the batch are clipped to it"
     )

@@ -46,8 +46,17 @@ def shape_rewards(raw: np.ndarray, config: RewardConfig) -> np.ndarray:
     shaped = np.full(len(raw), config.floor, dtype=np.float64)
     if not kept.any():
         return shaped
-    values = np.minimum(raw[kept], np.quantile(raw[kept], config.clip_quantile))
+    values = raw[kept] if config.transform == "none" else _ranks(raw[kept])
+    values = np.minimum(values, np.quantile(values, config.clip_quantile))
     if config.standardize:
         values = (values - values.mean()) / (values.std() + 1e-8)
     shaped[kept] = np.maximum(values, config.floor) if config.standardize else values
     return shaped
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """float64 [n] -> float64 [n]: ranks in [0, 1], equal for equal values."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    ranks: np.ndarray = middle[inverse] / max(len(values) - 1, 1)
+    return ranks

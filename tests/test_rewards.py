@@ -36,3 +36,10 @@ def test_order_of_scores_is_kept() -> None:
     shaped = shape_rewards(raw, RewardConfig())
     order = np.argsort(raw)
     assert np.all(np.diff(shaped[order]) >= 0)
+
+
+def test_ranks_spread_what_a_confident_student_leaves_near_zero() -> None:
+    raw = np.array([1e-9, 1e-7, 1e-7, 3.0, np.nan])
+    shaped = shape_rewards(raw, RewardConfig(transform="rank", clip_quantile=1.0, standardize=False, floor=-1.0))
+    np.testing.assert_allclose(shaped, [0, 0.5, 0.5, 1, -1])
+    assert shape_rewards(np.array([2.0]), RewardConfig(transform="rank", standardize=False)).tolist() == [0.0]
