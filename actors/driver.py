@@ -26,6 +26,7 @@ from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
+from genal_ray.observer import Stopped
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
 from genal_ray.stopping import stop_set
@@ -49,7 +50,7 @@ class Driver:
         self._work = asyncio.ensure_future(self._run())
         try:
             reason = await self._work
-        except (loop.Stopped, asyncio.CancelledError):
+        except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except Exception as error:
             (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")

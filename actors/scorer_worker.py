@@ -125,15 +125,17 @@ class Scorer:
 
     def _load_pretrained(self) -> StudentModel:
         if self._pretrained is None:
-            self._pretrained = self._load(resolve_model(self._config.student.model))
+            student = self._config.student
+            self._pretrained = self._load(resolve_model(student.model), student.revision)
         return self._pretrained
 
-    def _load(self, path: str) -> StudentModel:
+    def _load(self, path: str, revision: str | None = None) -> StudentModel:
         from genal_ray.inference import StudentModel
 
         scorer, settings = self._config.scorer, self._config.student
         return StudentModel.load(
             path,
+            revision=revision,
             dtype=scorer.dtype,
             device="cuda" if scorer.num_gpus > 0 else "cpu",
             encoding=scorer.encoding,

@@ -15,7 +15,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from genal_ray.config import RunConfig, WarmupConfig
 from genal_ray.errors import GenalRayError, RunError
-from genal_ray.loop import Observer
+from genal_ray.observer import Observer
 from genal_ray.paths import is_local
 from genal_ray.types import Instance
 from genal_ray.warmup import WarmupRecord, read_record, warm_up, with_warm_generator

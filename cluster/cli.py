@@ -109,7 +109,9 @@ def resume(directory: Directory, address: Address = None) -> None:
 )
 def compare(
     config: Config,
-    methods: Annotated[str, typer.Option(metavar="NAME,NAME,...", help="methods that ship; see `genal-ray methods`")],
+    methods: Annotated[
+        str, typer.Option(metavar="NAME,NAME,...", help="methods that ship; see `genal-ray methods`")
+    ] = "",
     method: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:KEY=VALUE,...", help="a method of your own; may be given many times"),

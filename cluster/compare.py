@@ -16,7 +16,7 @@ from typing import Any
 
 from cluster import contact
 from cluster.console import ComparisonView
-from cluster.launch import check, clean_up, interrupts, record_budget, start_driver
+from cluster.launch import check, clean_up, driver_name, interrupts, record_budget, start_driver
 from cluster.machine import Machine, this_machine
 from cluster.resources import check_local, private_cpus, requirements, totals
 from genal_ray.budget import Budget, resolve_budget
@@ -80,6 +80,8 @@ class _Work:
     """The state of the queue."""
 
     waiting: list[Job]
+    num_labels: int = 0
+    """Bought by the runs that are not active."""
     active: list[_Active] = field(default_factory=list)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
 
@@ -93,10 +95,11 @@ def plan(
     *,
     title: str | None = None,
 ) -> Comparison:
-    """Every run's configuration, checked. `methods` are names or NAME:key=value,...; seeds are 0 to `seeds` - 1,
-    counted from the configuration's own.
+    """Every run's configuration, checked. `methods` are names or NAME:key=value,...; there are `seeds` seeds, from the
+    configuration's own on.
 
-    Raises UserError for anything that would stop one of the runs later, and for a directory that holds other runs.
+    Raises UserError for anything that would stop one of the runs later, for a directory that holds other runs, and
+    while something works on one of them.
     """
     found = [find_method(name) for name in dict.fromkeys(methods)]
     if not found:
@@ -135,14 +138,20 @@ def run(
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "comparison.json", asdict(comparison.description))
     # A whole seed before the next: what there is after a while compares all methods.
-    work = _Work(waiting=sorted((job for job in jobs if not job.done), key=lambda job: job.seed))
+    waiting = sorted((job for job in jobs if not job.done), key=lambda job: job.seed)
+    work = _Work(waiting=waiting, num_labels=sum(_num_labels(job) for job in jobs))
     stopped = False
     if work.waiting:
+        from cluster.session import check_not_running
+
         machine = this_machine(directory)
         if address is None:
             for job in work.waiting:
                 check_local(job.config, requirements(job.config), machine)
         with _session(work.waiting, parallel, machine, address) as session:
+            if address is not None:
+                for job in work.waiting:
+                    check_not_running(driver_name(job.config))
             stopped = _run_all(comparison, work, session.address, _Room(machine, parallel, address), view)
     summary = write_outputs(directory, comparison.description, work.failures)
     left = [job.title for job in jobs if not job.done and (job.method, job.seed) not in work.failures]
@@ -180,6 +189,8 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
     checked: set[str] = set()
     notes: dict[str, list[str]] = {}
     for job in jobs:
+        if contact.read_contact(job.store) is not None:
+            raise UserError(f"{job.store.path} is being worked on: two launchers would buy its labels twice")
         if job.store.config_file.exists() and job.store.load_config().fingerprint() != job.config.fingerprint():
             raise UserError(
                 f"{job.store.path} holds a run of another configuration: give another --out, or remove that folder"
@@ -278,7 +289,9 @@ def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, vie
     with interrupts() as pressed:
         while work.active or (work.waiting and not heard):
             while work.waiting and not heard and room.has(work.waiting[0], work.active):
-                work.active.append(_start(comparison, work.waiting.pop(0), address))
+                job = work.waiting.pop(0)
+                work.num_labels -= _num_labels(job)
+                work.active.append(_start(comparison, job, address))
             if len(pressed) > heard:
                 heard = len(pressed)
                 _ask_to_stop(work, heard, view)
@@ -286,11 +299,11 @@ def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, vie
             for active in list(work.active):
                 if active.work in done:
                     work.active.remove(active)
+                    work.num_labels += _num_labels(active.job)
                     _finish(comparison, active, work, view)
                 else:
                     _look(active)
-            bought = sum(_num_labels(job) for job in comparison.jobs if job not in [a.job for a in work.active])
-            view.progress(bought + sum(a.num_labels for a in work.active), total)
+            view.progress(work.num_labels + sum(active.num_labels for active in work.active), total)
     return heard > 0
 
 

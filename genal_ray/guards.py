@@ -166,3 +166,12 @@ def normalized_entropy(labels: Sequence[int], num_labels: int) -> float:
     counts = np.bincount(labels)
     shares = counts[counts > 0] / len(labels)
     return float(max(-(shares * np.log(shares)).sum() / np.log(num_labels), 0.0))
+
+
+def nothing_to_label(number: int, candidates: Sequence[Candidate]) -> str:
+    """What to tell when nothing is left to be labeled in a round that wrote `candidates`."""
+    fates = ", ".join(f"{name.removeprefix('gen/num_')} {n:g}" for name, n in fate_metrics(candidates).items())
+    return (
+        f"round {number}: nothing can be labeled, and no completion was usable ({fates}). The labels bought so far are "
+        "kept; look at generate.parquet of the round, and at task.domain and generator.max_tokens"
+    )

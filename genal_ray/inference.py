@@ -53,6 +53,7 @@ class StudentModel:
         cls,
         path: str,
         *,
+        revision: str | None = None,
         dtype: Precision = "auto",
         device: str | None = None,
         encoding: Encoding = "cls",
@@ -70,9 +71,9 @@ class StudentModel:
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
             model = AutoModelForSequenceClassification.from_pretrained(
-                path, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
+                path, revision=revision, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load a student from {path!r}: expected a sequence classifier: {error}") from error

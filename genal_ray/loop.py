@@ -29,8 +29,9 @@ from genal_ray.collapse import decide, policies_to_keep
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
-from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics
+from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
+from genal_ray.observer import Observer
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
 from genal_ray.seeds import derive_seed
@@ -48,6 +49,7 @@ from genal_ray.stages import (
 )
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import Task
+from genal_ray.timing import timing
 from genal_ray.types import (
     Candidate,
     Instance,
@@ -59,28 +61,6 @@ from genal_ray.types import (
 )
 
 U = TypeVar("U")
-
-
-class Observer:
-    """Is told what the loop does; the driver overrides it to show progress and to ask for a stop."""
-
-    def started(self, round: int, stage: str) -> None: ...
-
-    def progress(self, stage: str, done: int, total: int) -> None: ...
-
-    def finished(self, stage: str) -> None: ...
-
-    def note(self, text: str) -> None:
-        """A sentence that the user is to read once."""
-
-    def committed(self, report: RoundReport) -> None: ...
-
-    def checkpoint(self) -> None:
-        """Called between stages; raises Stopped when the run is to end here."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop; everything so far is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +271,7 @@ def _choose(run: Run, number: int, candidates: Sequence[Candidate], scores: Scor
     allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
     chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
     if not chosen:
-        raise RunError(_nothing_to_label(number, candidates))
+        raise RunError(nothing_to_label(number, candidates))
     return chosen
 
 
@@ -390,14 +370,6 @@ async def _settle(fit: Awaitable[T], learn: Awaitable[U]) -> tuple[T, U]:
     return fitted, learned
 
 
-def _nothing_to_label(number: int, candidates: Sequence[Candidate]) -> str:
-    fates = ", ".join(f"{name.removeprefix('gen/num_')} {n:g}" for name, n in fate_metrics(candidates).items())
-    return (
-        f"round {number}: nothing can be labeled, and no completion was usable ({fates}). The labels bought so far are "
-        "kept; look at generate.parquet of the round, and at task.domain and generator.max_tokens"
-    )
-
-
 def _commit(
     run: Run,
     number: int,
@@ -419,29 +391,10 @@ def _commit(
     for result in stages.values():
         metrics |= result.metrics
     metrics |= extra or {}
-    metrics |= _timing(stages, time.perf_counter() - started, side_by_side)
+    metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
     report = RoundReport(round=number, metrics=metrics)
     run.store.commit(report)
     run.store.prune(
         keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
     )
     run.observer.committed(report)
-
-
-def _timing(stages: Mapping[str, StageResult[object]], elapsed: float, side_by_side: bool) -> dict[str, float]:
-    """`timing/<stage>`, `timing/round`, and `timing/overhead`: the round minus its critical path of stages, seconds.
-
-    `side_by_side`: whether student and generator learned at the same time.
-    """
-    seconds = {name: result.seconds for name, result in stages.items()}
-    replayed = sum(result.seconds for result in stages.values() if result.replayed)
-    path = sum(s for name, s in seconds.items() if name not in ("student", "learn"))
-    hand_over = stages["learn"].metrics["timing/hand_over"] if "learn" in stages else 0.0
-    student, learn = seconds.get("student", 0.0), seconds.get("learn", 0.0) + hand_over
-    path += max(student, learn) if side_by_side else student + learn
-    round = elapsed + replayed
-    return {
-        **{f"timing/{name}": s for name, s in seconds.items()},
-        "timing/round": round,
-        "timing/overhead": round - path,
-    }

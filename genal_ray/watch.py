@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from genal_ray.budget import Budget
-from genal_ray.loop import Observer, Stopped
+from genal_ray.observer import Observer, Stopped
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.tensorboard import TensorBoard
 from genal_ray.types import RoundReport

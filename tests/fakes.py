@@ -16,7 +16,8 @@ from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus
 from genal_ray.interfaces import Progress
 from genal_ray.ledger import Ledger
-from genal_ray.loop import Observer, Parts, Run
+from genal_ray.loop import Parts, Run
+from genal_ray.observer import Observer
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.seeds import derive_seed
 from genal_ray.store import RunDirectory

@@ -12,7 +12,7 @@ from fakes import Calls, Crash, FakeLearner, PlainTask, RecordingObserver, make_
 
 from genal_ray import loop
 from genal_ray.errors import RunError
-from genal_ray.loop import Stopped
+from genal_ray.observer import Stopped
 
 VOLATILE = ("timing/", "gen/tokens_per_s")
 

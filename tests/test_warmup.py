@@ -15,7 +15,7 @@ from cluster.resources import requirements, sequence, totals
 from genal_ray import warmup
 from genal_ray.config import RunConfig, TaskConfig, load_config
 from genal_ray.errors import UserError
-from genal_ray.loop import Observer
+from genal_ray.observer import Observer
 from genal_ray.tasks import build_task
 from genal_ray.types import Instance
 
