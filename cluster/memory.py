@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from cluster.machine import GIB
 from cluster.models import count_parameters
 from genal_ray.config import RunConfig
-from genal_ray.config_sections import Dtype, GeneratorConfig, LearnerConfig, WarmupConfig
+from genal_ray.config_learning import LearnerConfig, WarmupConfig
+from genal_ray.config_sections import Dtype, GeneratorConfig
 
 _FP32 = 4
 _ADAM = 8

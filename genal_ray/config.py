@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from genal_ray.acquisition import Acquisition, Batchwise, Pointwise
 from genal_ray.config_guards import GuardsConfig, StoppingConfig
+from genal_ray.config_learning import KLConfig, LearnerConfig, LoraConfig, WarmupConfig
 from genal_ray.config_sections import (
     AnnotatorsConfig,
     AnyAcquisition,
@@ -25,16 +26,12 @@ from genal_ray.config_sections import (
     ClusterConfig,
     DataConfig,
     GeneratorConfig,
-    KLConfig,
-    LearnerConfig,
-    LoraConfig,
     RewardConfig,
     ScorerConfig,
     Section,
     SelectionConfig,
     StudentConfig,
     TaskConfig,
-    WarmupConfig,
 )
 from genal_ray.config_yaml import Document, dump, override, read_document
 from genal_ray.errors import UserError
