@@ -54,7 +54,7 @@ PANELS = {
         title="AG News, pool 0.1% (120)",
         preset="ag_news-cpu",
         folder="ag_news",
-        settings=("data.pool_size=120", "data.evaluation_size=1000"),
+        settings=("data.pool_size=120", "data.evaluation_size=500"),
         annotator_rows=12_000,
     ),
     "qnli-1": Panel(
