@@ -21,11 +21,14 @@ from actors.student import RayStudent
 from actors.warmup import warmed_up
 from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
-from genal_ray.annotators import Labeler
+from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
-from genal_ray.config import RunConfig, parse_config
+from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.ledger import Ledger
+from genal_ray.llm import CapReached
+from genal_ray.llm.client import LLM
+from genal_ray.llm.journal import Journal
 from genal_ray.observer import Stopped
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
@@ -52,6 +55,8 @@ class Driver:
             reason = await self._work
         except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
+        except CapReached as error:
+            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in config.yaml to go on")
         except Exception as error:
             (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
             self._watch.ended(State.FAILED, error=str(error))
@@ -118,7 +123,10 @@ class Driver:
             if learner is not None:
                 starts.append(learner.start(resumed.learned))
                 stack.push_async_callback(learner.stop)
-            annotating = asyncio.to_thread(self._annotation, corpus, ledger)
+            llm = None if config.llm is None else self._chat_model(config.llm)
+            if llm is not None:
+                stack.push_async_callback(llm.close)
+            annotating = asyncio.to_thread(self._annotation, corpus, ledger, llm)
             annotation, _ = await asyncio.gather(annotating, asyncio.gather(*starts))
             yield loop.Parts(
                 task=build_task(config.task),
@@ -129,18 +137,24 @@ class Driver:
                 learner=learner,
             )
 
-    def _annotation(self, corpus: Corpus, ledger: Ledger) -> Annotation:
+    def _chat_model(self, config: LLMConfig) -> LLM:
+        from genal_ray.llm.endpoint import Endpoint  # imports the client library
+
+        return LLM(config, Endpoint(config), Journal(self._store.path / "llm" / "calls.jsonl").open())
+
+    def _annotation(self, corpus: Corpus, ledger: Ledger, llm: LLM | None) -> Annotation:
         annotators = {"real": self._config.annotators.real, "synthetic": self._config.annotators.synthetic}
+        setting = Setting(domain=self._config.task.domain, seed=self._config.seed, llm=llm)
         labelers: dict[Origin, tuple[str, Labeler]] = {}
         for origin in ("real", "synthetic"):
             annotator = annotators[origin]
             if annotator is not None:
-                labelers[origin] = (annotator.name, annotator.load(corpus))
+                labelers[origin] = (annotator.name, annotator.load(corpus, setting))
         self._store.write_record(
             "annotators.json",
             {o: {"name": name, "accuracy": labeler.accuracy} for o, (name, labeler) in labelers.items()},
         )
-        return Annotation(labelers, ledger)
+        return Annotation(labelers, ledger, llm)
 
 
 def application_name(config: RunConfig) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from genal_ray.annotators import Labeler
 from genal_ray.errors import RunError
 from genal_ray.interfaces import Progress
-from genal_ray.ledger import Ledger
+from genal_ray.ledger import Declined, Ledger
 from genal_ray.types import Instance, LabeledInstance
+
+if TYPE_CHECKING:
+    from genal_ray.llm.client import LLM
 
 Origin = Literal["real", "synthetic"]
 
@@ -21,30 +23,46 @@ CHUNK_SIZE = 256
 class Annotation:
     """The annotators of a run and its ledger."""
 
-    def __init__(self, labelers: Mapping[Origin, tuple[str, Labeler]], ledger: Ledger) -> None:
+    def __init__(
+        self, labelers: Mapping[Origin, tuple[str, Labeler]], ledger: Ledger, llm: LLM | None = None
+    ) -> None:
+        """`llm` is the chat model that annotators may ask."""
         self._labelers = labelers
         self._ledger = ledger
+        self._llm = llm
 
-    async def buy(self, instances: Sequence[Instance], *, round: int, progress: Progress) -> None:
-        """Labels for those instances that have none yet; all are in the ledger when this returns."""
+    async def buy(self, instances: Sequence[Instance], *, round: int, progress: Progress) -> dict[str, float]:
+        """Ask about those instances that no annotator was asked about yet.
+
+        All answers are in the ledger when this returns. Returns `llm/*` figures where a chat model is asked.
+        """
+        before = None if self._llm is None else self._llm.usage
         missing = [instance for instance in instances if instance.id not in self._ledger]
         done = len(instances) - len(missing)
         for origin, (name, labeler) in self._labelers.items():
             group = [instance for instance in missing if instance.origin == origin]
             for start in range(0, len(group), CHUNK_SIZE):
                 chunk = group[start : start + CHUNK_SIZE]
-                labels = await asyncio.to_thread(labeler.annotate, chunk)
+                labels = await labeler.annotate(chunk)
                 if len(labels) != len(chunk):
                     raise RunError(f"annotator {name!r} gave {len(labels)} labels for {len(chunk)} instances")
+                answers = list(zip(chunk, labels, strict=True))
                 self._ledger.record(
                     [
                         LabeledInstance(instance=instance, label=label, annotator=name, round=round)
-                        for instance, label in zip(chunk, labels, strict=True)
-                    ]
+                        for instance, label in answers
+                        if label is not None
+                    ],
+                    [
+                        Declined(instance=instance, annotator=name, round=round)
+                        for instance, label in answers
+                        if label is None
+                    ],
                 )
                 done += len(chunk)
                 progress(done, len(instances))
+        return {} if self._llm is None or before is None else self._llm.usage.since(before)
 
     def bought(self, ids: Sequence[str]) -> list[LabeledInstance]:
-        """Labels of the ledger, in the order of `ids`."""
+        """Labels of the ledger, in the order of `ids`; those without one are left out."""
         return self._ledger.of(ids)

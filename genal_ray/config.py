@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from genal_ray.acquisition import Acquisition, Batchwise, Pointwise
 from genal_ray.config_guards import GuardsConfig, StoppingConfig
 from genal_ray.config_learning import KLConfig, LearnerConfig, LoraConfig, WarmupConfig
+from genal_ray.config_llm import LIMITS, LLMConfig
 from genal_ray.config_sections import (
     AnnotatorsConfig,
     AnyAcquisition,
@@ -45,6 +46,7 @@ __all__ = [
     "GeneratorConfig",
     "GuardsConfig",
     "KLConfig",
+    "LLMConfig",
     "LearnerConfig",
     "LoraConfig",
     "RewardConfig",
@@ -77,6 +79,7 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     reward: RewardConfig = RewardConfig()
     annotators: AnnotatorsConfig = Field(default_factory=AnnotatorsConfig)
+    llm: LLMConfig | None = Field(None, description="the chat model that annotators may ask")
     generator: GeneratorConfig | None = Field(None, description="null: no synthetic instances, a pool method")
     warmup: WarmupConfig | None = Field(None, description="null: the generator is served as it is")
     student: StudentConfig
@@ -103,6 +106,11 @@ class RunConfig(Section):
                     f"missing: {self.reward_function.name} chooses whole batches and gives a text no score of its own; "
                     "name a pointwise function such as signal, or set learner.name=none",
                 )
+            )
+        asking = [a.name for a in (self.annotators.real, self.annotators.synthetic) if a is not None and a.asks_llm]
+        if asking and self.llm is None:
+            raise InvalidValues(
+                Problem(("llm",), f"missing: annotator {asking[0]} asks a chat model; give llm.model", missing=True)
             )
         if self.generator is None:
             return self
@@ -180,8 +188,10 @@ class RunConfig(Section):
         return self.data.initial_method == "kmeans" or any(f.needs.student or f.needs.pretrained for f in functions)
 
     def fingerprint(self) -> str:
-        """16 hex digits over all that decides the results: not the place, the name or the output directory."""
-        decisive = self.model_dump(mode="json", exclude={"name", "output_dir", "keep_last", "cluster"})
+        """16 hex digits over all that decides the results: not the place, the name or the output directory, nor what
+        the chat model may spend."""
+        left_out: dict[str, Any] = {"name": True, "output_dir": True, "keep_last": True, "cluster": True, "llm": LIMITS}
+        decisive = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_yaml(self) -> str:

@@ -1,7 +1,8 @@
 """The label ledger: every label that was bought, on disk before it is used.
 
-One JSON object a line in `labels/ledger.jsonl`. A label is keyed by its instance id; a line that a crash cut off
-(no line break at its end) was never used and is dropped when the ledger is opened.
+One JSON object a line in `labels/ledger.jsonl`; `"label": null` where an annotator passed. A label is keyed by its
+instance id; a line that a crash cut off (no line break at its end) was never used and is dropped when the ledger is
+opened.
 """
 
 from __future__ import annotations
@@ -9,12 +10,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genal_ray.errors import UserError
 from genal_ray.files import sync_directory
 from genal_ray.types import Instance, LabeledInstance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Declined:
+    """An annotator was asked and gave no label."""
+
+    instance: Instance
+    annotator: str
+    round: int
 
 
 class Ledger:
@@ -24,6 +35,7 @@ class Ledger:
         self._path = path
         self._names = tuple(label_names)
         self._labels: dict[str, LabeledInstance] = {}
+        self._declined: dict[str, Declined] = {}
 
     def open(self) -> Ledger:
         """Read what was bought before. Raises UserError, with file and line, for a line that is not a label."""
@@ -37,34 +49,43 @@ class Ledger:
             with self._path.open("r+b") as file:
                 file.truncate(len(complete))
         for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], start=1):
-            item = self._parse(line, number)
-            self._labels.setdefault(item.instance.id, item)
+            self._keep(self._parse(line, number))
         return self
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __contains__(self, instance_id: str) -> bool:
-        return instance_id in self._labels
+        """Whether an annotator was asked about it, with or without success."""
+        return instance_id in self._labels or instance_id in self._declined
 
     def of(self, instance_ids: Sequence[str]) -> list[LabeledInstance]:
-        return [self._labels[id] for id in instance_ids]
+        """The labels of instances that annotators were asked about; those without one are left out."""
+        return [self._labels[id] for id in instance_ids if id not in self._declined]
 
-    def record(self, items: Sequence[LabeledInstance]) -> None:
-        """Write labels; durable when this returns."""
+    def record(self, labels: Sequence[LabeledInstance], declined: Sequence[Declined] = ()) -> None:
+        """Write what annotators answered; durable when this returns."""
+        items: list[LabeledInstance | Declined] = [*labels, *declined]
         for item in items:
-            assert item.instance.id not in self._labels, f"{item.instance.id} is paid for twice"
+            assert item.instance.id not in self, f"{item.instance.id} is paid for twice"
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(self._encode(item), ensure_ascii=False) + "\n" for item in items)
             file.flush()
             os.fsync(file.fileno())
-        self._labels.update((item.instance.id, item) for item in items)
+        for item in items:
+            self._keep(item)
 
-    def _encode(self, item: LabeledInstance) -> dict[str, Any]:
+    def _keep(self, item: LabeledInstance | Declined) -> None:
+        if isinstance(item, Declined):
+            self._declined.setdefault(item.instance.id, item)
+        else:
+            self._labels.setdefault(item.instance.id, item)
+
+    def _encode(self, item: LabeledInstance | Declined) -> dict[str, Any]:
         instance = item.instance
         return {
             "id": instance.id,
-            "label": self._names[item.label],
+            "label": None if isinstance(item, Declined) else self._names[item.label],
             "round": item.round,
             "annotator": item.annotator,
             "origin": instance.origin,
@@ -73,7 +94,7 @@ class Ledger:
             "text_pair": instance.text_pair,
         }
 
-    def _parse(self, line: str, number: int) -> LabeledInstance:
+    def _parse(self, line: str, number: int) -> LabeledInstance | Declined:
         try:
             row = json.loads(line)
             instance = Instance(
@@ -83,6 +104,8 @@ class Ledger:
                 origin=row["origin"],
                 round=row["born"],
             )
+            if row["label"] is None:
+                return Declined(instance=instance, annotator=row["annotator"], round=row["round"])
             return LabeledInstance(
                 instance=instance,
                 label=self._names.index(row["label"]),

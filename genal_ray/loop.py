@@ -142,7 +142,7 @@ async def run_initial_round(run: Run) -> StudentFit:
         stages["initial"] = initial
         ids = initial.value
     annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, 0, ids, p))
-    run.pools.label(run.parts.annotation.bought(annotated.value))
+    run.pools.label(run.parts.annotation.bought(annotated.value), annotated.value)
     stages["annotate"] = annotated
     student = await _fit_student(run, folder, 0)
     stages["student"] = student
@@ -178,7 +178,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
     chosen = _choose(run, number, candidates, scored.value, budget)  # line 8
     annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p))
-    pools.label(run.parts.annotation.bought(annotated.value))  # line 9
+    pools.label(run.parts.annotation.bought(annotated.value), annotated.value)  # line 9
     stages["annotate"] = annotated
 
     if post:
@@ -289,13 +289,20 @@ def _may_be_labeled(run: Run, instance: Instance) -> bool:
 async def _annotate(
     run: Run, number: int, ids: list[str], progress: Progress
 ) -> tuple[list[str], dict[str, float]]:
-    instances = run.pools.find(ids)
-    await run.parts.annotation.buy(instances, round=number, progress=progress)
-    synthetic = sum(instance.origin == "synthetic" for instance in instances)
-    labeled = [*run.pools.labeled, *run.parts.annotation.bought(ids)]
+    instances, annotation = run.pools.find(ids), run.parts.annotation
+    usage = await annotation.buy(instances, round=number, progress=progress)
+    bought = annotation.bought(ids)
+    if not bought:
+        raise RunError(
+            f"round {number}: none of the {len(ids)} chosen texts was given a label; earlier labels are kept. "
+            "Look at labels/ledger.jsonl, and at the annotator's min_agreement and abstain"
+        )
+    synthetic = sum(item.instance.origin == "synthetic" for item in bought)
     return ids, {
-        "al/synthetic_share": synthetic / max(len(ids), 1),
-        **label_metrics(labeled, len(run.corpus.label_names)),
+        "al/synthetic_share": synthetic / len(bought),
+        "al/num_declined": len(ids) - len(bought),
+        **label_metrics([*run.pools.labeled, *bought], len(run.corpus.label_names)),
+        **usage,
     }
 
 

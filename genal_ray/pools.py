@@ -27,14 +27,14 @@ class Pools:
 
     @classmethod
     def restored(
-        cls, corpus: Corpus, labels: Iterable[LabeledInstance], synthetic: Iterable[Instance]
+        cls, corpus: Corpus, asked: Iterable[str], labels: Iterable[LabeledInstance], synthetic: Iterable[Instance]
     ) -> Pools:
-        """Pools as they were after the labels were bought; `synthetic` are the unexpired ones, labeled or not."""
+        """Pools as they were after the labels of the instances `asked` about were bought; `synthetic` are the
+        unexpired ones, labeled or not."""
         pools = cls(corpus.pool)
-        labels = list(labels)
-        bought = {item.instance.id for item in labels}
-        pools.add(i for i in synthetic if i.id not in bought)
-        pools.label(labels)
+        asked = set(asked)
+        pools.add(i for i in synthetic if i.id not in asked)
+        pools.label(labels, asked)
         return pools
 
     @property
@@ -63,12 +63,15 @@ class Pools:
             assert instance.id not in self._labeled, f"{instance.id} is already labeled"
             self._unlabeled[instance.id] = instance
 
-    def label(self, items: Iterable[LabeledInstance]) -> None:
-        """Labels were paid for: the instances leave U and join L."""
+    def label(self, items: Iterable[LabeledInstance], asked: Iterable[str] = ()) -> None:
+        """Labels were paid for: the instances leave U and join L. Those that were `asked` about without success leave
+        U as well."""
         for item in items:
             assert item.instance.id not in self._labeled, f"{item.instance.id} is labeled twice"
             self._unlabeled.pop(item.instance.id, None)
             self._labeled[item.instance.id] = item
+        for id in asked:
+            self._unlabeled.pop(id, None)
 
     def discard(self, ids: Iterable[str]) -> None:
         """Instances leave U unlabeled."""

@@ -1,17 +1,18 @@
 """Everything that can be found wrong before anything starts, each with one message that says how to mend it.
 
-output directory -> data -> budget -> student -> generator and its longest prompt -> annotators
+output directory -> data -> budget -> student -> generator and its longest prompt -> chat model -> annotators
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from genal_ray.budget import Budget, resolve_budget, share_or_count
-from genal_ray.config import RunConfig
+from genal_ray.config import LLMConfig, RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.model_checks import check_generator, check_student
@@ -32,7 +33,8 @@ class Preflight:
 
 
 def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Preflight:
-    """Raise UserError for what would stop the run later: output directory, data, budget, models, annotators.
+    """Raise UserError for what would stop the run later: output directory, data, budget, models,
+    endpoint, annotators.
 
     `output_dir` holds the run already when it is to `resume`, and must not exist or be empty otherwise. The machine
     (processors, memory, ports) is not looked at.
@@ -47,10 +49,20 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
         check_generator(config.generator, task, corpus.pool, named)
         if config.warms_up:
             check_warmup(config, corpus.pool, task)
+    if config.llm is not None:
+        _check_chat_model(config.llm)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
         config.annotators.synthetic.check(corpus)
     return Preflight(corpus=corpus, task=task, budget=budget, notes=tuple(_notes(config, corpus, budget)))
+
+
+def _check_chat_model(config: LLMConfig) -> None:
+    from genal_ray.llm.endpoint import check_endpoint
+    from genal_ray.llm.prompts import Prompts
+
+    Prompts(config.prompts)
+    asyncio.run(check_endpoint(config))
 
 
 def check_output_dir(config: RunConfig, output_dir: Path, *, resume: bool) -> None:

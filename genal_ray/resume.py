@@ -22,7 +22,7 @@ def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger
     oldest = max(1, committed[-1] - config.strategy.retention_rounds + 1)
     synthetic = [i for number in range(oldest, len(committed)) for i in _kept(config, store, number)]
     chosen = [id for number in committed for id in store.round(number).load("annotate", ChosenCodec())]
-    return Pools.restored(corpus, ledger.of(chosen), synthetic)
+    return Pools.restored(corpus, chosen, ledger.of(chosen), synthetic)
 
 
 def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]:

@@ -10,6 +10,7 @@ drawn at random, copying one never pays; all tokens are learned, so a prompt is 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import math
 import random
@@ -153,7 +154,7 @@ def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, count: 
     real = {normalized(text) for text in train}
     instances = [Instance(id=f"s-0000-{n:04d}", text=text) for n, (text, _) in enumerate(written)]
     labeler = load_labeler(DATA_DIR / "annotator", LABELS)
-    counts = Counter(LABELS[label] for label in labeler.annotate(instances))
+    counts = Counter(LABELS[label] for label in asyncio.run(labeler.annotate(instances)) if label is not None)
     sure = [labeler.probabilities(i.text).max() for i in instances]
     for text, _ in written[:12]:
         print("   >", text, flush=True)

@@ -180,7 +180,7 @@ class CountingLabeler:
         self.calls = calls
         self.paid = paid
 
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
         self.calls.record("annotate")
         self.paid.update(instance.id for instance in instances)
         return [len(instance.text) % 2 for instance in instances]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 
 from genal_ray.annotator_training import train_annotator
+from genal_ray.annotators import Setting
 from genal_ray.annotators.classifier import Classifier
 from genal_ray.annotators.hidden import Hidden
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
+
+SETTING = Setting(domain="remarks", seed=0)
 
 MOODS = {"good": ("lovely", "wonderful", "great fun"), "bad": ("dreadful", "awful", "a bore")}
 
@@ -67,9 +71,9 @@ def altered(trained: tuple[Path, dict[str, float]], tmp_path: Path) -> Callable[
 
 
 def test_hidden_labels_are_those_of_the_data(corpus: Corpus) -> None:
-    labeler = Hidden().load(corpus)
+    labeler = Hidden().load(corpus, SETTING)
     assert labeler.accuracy == 1.0
-    assert labeler.annotate(corpus.pool) == [corpus.hidden_labels[instance.id] for instance in corpus.pool]
+    assert asyncio.run(labeler.annotate(corpus.pool)) == [corpus.hidden_labels[instance.id] for instance in corpus.pool]
 
 
 def test_annotator_is_trained_on_the_whole_split_and_recorded(
@@ -89,20 +93,21 @@ def test_annotator_is_trained_on_the_whole_split_and_recorded(
 def test_classifier_labels_by_name(
     corpus: Corpus, trained: tuple[Path, dict[str, float]], altered: Callable[..., str]
 ) -> None:
-    labeler = Classifier(path=str(trained[0])).load(corpus)
-    labels = labeler.annotate([labeled.instance for labeled in corpus.evaluation])
+    labeler = Classifier(path=str(trained[0])).load(corpus, SETTING)
+    labels = asyncio.run(labeler.annotate([labeled.instance for labeled in corpus.evaluation]))
     right = sum(a == b.label for a, b in zip(labels, corpus.evaluation, strict=True)) / len(labels)
     assert right == pytest.approx(trained[1]["accuracy"], abs=0.02)
     assert labeler.accuracy == trained[1]["accuracy"]
     swapped = Classifier(path=altered(id2label={"0": "good", "1": "bad"}, label2id={"good": 0, "bad": 1}))
     swapped.check(corpus)
-    assert swapped.load(corpus).annotate([e.instance for e in corpus.evaluation]) == [1 - label for label in labels]
+    again = asyncio.run(swapped.load(corpus, SETTING).annotate([e.instance for e in corpus.evaluation]))
+    assert again == [1 - (label or 0) for label in labels]
 
 
 def test_accuracy_is_unknown_without_a_record(corpus: Corpus, altered: Callable[..., str]) -> None:
     folder = altered()
     (Path(folder) / "annotator.json").unlink()
-    assert Classifier(path=folder).load(corpus).accuracy is None
+    assert Classifier(path=folder).load(corpus, SETTING).accuracy is None
 
 
 def complaint(corpus: Corpus, path: str) -> str:

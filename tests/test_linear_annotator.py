@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from genal_ray import registry
-from genal_ray.annotators import Annotator
+from genal_ray.annotators import Annotator, Setting
 from genal_ray.annotators.linear import CONFIG_FILE, Hashing, Linear, load_labeler
 from genal_ray.corpus import Corpus
 from genal_ray.errors import UserError
 from genal_ray.paths import resolve_path
 from genal_ray.types import Instance
+
+SETTING = Setting(domain="remarks", seed=0)
 
 BUNDLED = "package://support/annotator"
 LABELS = ("refund", "repair", "question", "nothing")
@@ -45,7 +48,7 @@ def test_it_is_the_one_plugin_of_its_module() -> None:
 def test_labels_are_indices_in_the_order_of_the_task(order: tuple[str, ...]) -> None:
     annotator = Linear(path=BUNDLED)
     annotator.check(corpus(order))
-    labels = annotator.load(corpus(order)).annotate(instances(list(SAYINGS.values())))
+    labels = asyncio.run(annotator.load(corpus(order), SETTING).annotate(instances(list(SAYINGS.values()))))
     assert [order[label] for label in labels] == list(SAYINGS)
 
 
@@ -53,7 +56,7 @@ def test_accuracy_on_the_test_split_is_what_it_says() -> None:
     folder = resolve_path(BUNDLED)
     rows = [json.loads(line) for line in (folder.parent / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     labeler = load_labeler(folder, LABELS)
-    given = labeler.annotate(instances([row["text"] for row in rows]))
+    given = asyncio.run(labeler.annotate(instances([row["text"] for row in rows])))
     right = sum(LABELS[label] == row["label"] for label, row in zip(given, rows, strict=True)) / len(rows)
     assert labeler.accuracy == pytest.approx(right, abs=2e-3)
     assert right >= 0.95
@@ -62,8 +65,9 @@ def test_accuracy_on_the_test_split_is_what_it_says() -> None:
 def test_any_text_has_a_label() -> None:
     labeler = load_labeler(resolve_path(BUNDLED), LABELS)
     odd = ["", " ", "!", "ñandú 東京", "word " * 3000]
-    assert all(0 <= label < 4 for label in labeler.annotate(instances(odd)))
-    assert labeler.annotate([]) == []
+    labels = asyncio.run(labeler.annotate(instances(odd)))
+    assert all(label is not None and 0 <= label < 4 for label in labels)
+    assert asyncio.run(labeler.annotate([])) == []
     assert labeler.probabilities("Please send my money back.").sum() == pytest.approx(1.0, abs=1e-5)
 
 
@@ -98,4 +102,4 @@ def test_missing_or_broken_weights_are_refused(tmp_path: Path) -> None:
         annotator.check(corpus(LABELS))
     (tmp_path / "model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot read"):
-        annotator.load(corpus(LABELS))
+        annotator.load(corpus(LABELS), SETTING)

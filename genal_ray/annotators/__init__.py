@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from genal_ray.registry import Plugin
 from genal_ray.types import Instance
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
+    from genal_ray.llm.client import LLM
 
 
 class Labeler(Protocol):
@@ -21,18 +23,32 @@ class Labeler(Protocol):
         """Share of right labels as measured when it was made; None when that is not known. Recorded in the run."""
         ...
 
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
-        """One index into the corpus's label names per instance, in order. Blocking."""
+    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+        """One index into the corpus's label names per instance, in order; None where it passes."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The run that an annotator works for."""
+
+    domain: str
+    """What the texts are, in the plural."""
+    seed: int
+    llm: LLM | None = None
+    """The run's chat model."""
 
 
 class Annotator(Plugin):
     """Base of the annotators."""
+
+    asks_llm: ClassVar[bool] = False
+    """Whether it needs the chat model of the section `llm`."""
 
     @abstractmethod
     def check(self, corpus: Corpus) -> None:
         """Raise UserError, cheaply and before anything starts, when it cannot label this corpus."""
 
     @abstractmethod
-    def load(self, corpus: Corpus) -> Labeler:
+    def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         """Load weights and whatever else labeling needs."""

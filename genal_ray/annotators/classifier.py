@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from genal_ray.annotators import Annotator, Labeler
+from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.paths import absolute, is_local, resolve_path
 from genal_ray.types import Instance
@@ -32,7 +33,10 @@ class ClassifierLabeler:
     """Class of the classifier -> index into the corpus's label names."""
     accuracy: float | None
 
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+        return await asyncio.to_thread(self._classify, instances)
+
+    def _classify(self, instances: Sequence[Instance]) -> list[int | None]:
         classes = self.model.predict([instance.student_input for instance in instances]).probs.argmax(1)
         return [self.label_of_class[c] for c in classes.tolist()]
 
@@ -53,7 +57,7 @@ class Classifier(Annotator):
         self._label_of_class(corpus)
         self._accuracy()
 
-    def load(self, corpus: Corpus) -> Labeler:
+    def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         from genal_ray.inference import StudentModel
 
         model = StudentModel.load(

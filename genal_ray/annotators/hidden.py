@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from genal_ray.annotators import Annotator, Labeler
+from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.types import Instance
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ class HiddenLabeler:
     labels: Mapping[str, int]
     accuracy: float | None = 1.0
 
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
         return [self.labels[instance.id] for instance in instances]
 
 
@@ -30,5 +30,5 @@ class Hidden(Annotator):
     def check(self, corpus: Corpus) -> None:
         """Every pool instance has its label by construction of the corpus."""
 
-    def load(self, corpus: Corpus) -> Labeler:
+    def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         return HiddenLabeler(corpus.hidden_labels)

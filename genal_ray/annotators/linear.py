@@ -6,6 +6,7 @@ Python's own `hash` is not.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from genal_ray.annotators import Annotator, Labeler
+from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.paths import resolve_path
 from genal_ray.types import FloatArray, Instance
@@ -102,10 +103,10 @@ class LinearLabeler:
         shares: FloatArray = exponentials / exponentials.sum()
         return shares
 
-    def annotate(self, instances: Sequence[Instance]) -> list[int]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
         """A label index per instance, in order; the pair of texts is read as one."""
         texts = [i.text if i.text_pair is None else f"{i.text} {i.text_pair}" for i in instances]
-        return [int(np.argmax(self.logits(text))) for text in texts]
+        return await asyncio.to_thread(lambda: [int(np.argmax(self.logits(text))) for text in texts])
 
 
 class Linear(Annotator):
@@ -122,7 +123,7 @@ class Linear(Annotator):
         if not (folder / WEIGHTS_FILE).is_file():
             raise UserError(f"annotator 'linear': no {WEIGHTS_FILE} in {folder}; {REMEDY}")
 
-    def load(self, corpus: Corpus) -> Labeler:
+    def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         return load_labeler(resolve_path(self.path), corpus.label_names)
 
 

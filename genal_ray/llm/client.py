@@ -1,0 +1,112 @@
+"""Asking a chat model within limits, each question once: what is in the journal is not asked again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from aiolimiter import AsyncLimiter
+
+from genal_ray.config_llm import LLMConfig
+from genal_ray.llm import Backend, Reply, Request
+from genal_ray.llm.journal import Journal
+from genal_ray.llm.limits import Purse, Spending
+from genal_ray.llm.replies import Fault, Malformed, read_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What the calls of this process came to; replies from the journal are not among them."""
+
+    num_calls: int
+    num_attempts: int
+    spending: Spending
+    faults: Mapping[Fault, int]
+    """Malformed replies by kind, those from the journal included."""
+
+    def since(self, before: Usage) -> dict[str, float]:
+        """`llm/*` figures of what came after `before`."""
+        spending = self.spending - before.spending
+        figures = {
+            "llm/num_calls": self.num_calls - before.num_calls,
+            "llm/num_retries": self.num_attempts - before.num_attempts - (self.num_calls - before.num_calls),
+            "llm/num_tokens": spending.tokens,
+            "llm/cost": spending.cost,
+            **{f"llm/num_{fault}": self.faults.get(fault, 0) - before.faults.get(fault, 0) for fault in Fault},
+        }
+        return {name: float(value) for name, value in figures.items()}
+
+
+class LLM:
+    """The chat model of a run."""
+
+    def __init__(self, config: LLMConfig, backend: Backend, journal: Journal) -> None:
+        self.config = config
+        self._backend = backend
+        self._journal = journal
+        self._slots = asyncio.Semaphore(config.concurrency)
+        per_minute = config.tokens_per_minute
+        self._limiter = None if per_minute is None else AsyncLimiter(per_minute, 60)
+        self._purse = Purse(config, Spending())
+        for reply in journal.replies:
+            self._purse.spent += self._purse.price(reply.prompt_tokens, reply.completion_tokens)
+        self._spent_before = self._purse.spent
+        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._num_calls = self._num_attempts = 0
+        self._faults: Counter[Fault] = Counter()
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            num_calls=self._num_calls,
+            num_attempts=self._num_attempts,
+            spending=self._purse.spent - self._spent_before,
+            faults=dict(self._faults),
+        )
+
+    async def complete(self, request: Request) -> Reply:
+        """The reply to a request; the same request is paid for once in a run.
+
+        Raises LLMError when there is none to be had, CapReached when it could exceed a cap.
+        """
+        known = self._journal.find(request)
+        if known is not None:
+            return known
+        task = self._under_way.get(request.key)
+        if task is None:
+            task = asyncio.ensure_future(self._call(request))
+            self._under_way[request.key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(request.key))
+        return await task
+
+    async def ask(self, requests: Iterable[Request], read: Callable[[Any], T]) -> T | None:
+        """What `read` makes of the first reply that can be read; None when none of the first `llm.max_asks` can.
+
+        `requests` ask for the same thing with other seeds. `read` is given the JSON value and may raise Malformed.
+        """
+        for request, _ in zip(requests, range(self.config.max_asks), strict=False):
+            reply = await self.complete(request)
+            try:
+                return read(read_json(reply, request.schema))
+            except Malformed as error:
+                self._faults[error.fault] += 1
+        return None
+
+    async def close(self) -> None:
+        await self._backend.close()
+
+    async def _call(self, request: Request) -> Reply:
+        async with self._slots, self._purse.call(request) as paid:
+            if self._limiter is not None:
+                await self._limiter.acquire(request.most_prompt_tokens + request.max_tokens)
+            reply = await self._backend.complete(request)
+            paid.append(reply)
+            self._num_calls += 1
+            self._num_attempts += reply.attempts
+            await self._journal.record(request, reply)
+        return reply

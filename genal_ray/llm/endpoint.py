@@ -1,0 +1,140 @@
+"""The backend for OpenAI-compatible endpoints: OpenAI's, vLLM's, and many others.
+
+Retries with backoff and jitter, `Retry-After` and idempotency keys are the `openai` client's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any, NoReturn
+
+import openai
+from aiolimiter import AsyncLimiter
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+from genal_ray.config_llm import LLMConfig
+from genal_ray.errors import UserError
+from genal_ray.llm import LLMError, Reply, Request
+from genal_ray.validation import suggestion
+
+CHECK_TIMEOUT_S = 10.0
+SCHEMA_NAME = "reply"
+
+
+class Endpoint:
+    """Satisfies `genal_ray.llm.Backend`. Of one event loop: the first that asks it."""
+
+    def __init__(self, config: LLMConfig) -> None:
+        """Raises UserError when the environment has no key."""
+        self._config = config
+        self._key = os.environ.get(config.api_key_env, "")
+        if not self._key:
+            raise UserError(
+                f"llm.api_key_env: the environment variable {config.api_key_env} is not set: export the endpoint's key "
+                "there (any word will do for an endpoint that asks for none)"
+            )
+        per_minute = config.requests_per_minute
+        self._limiter = None if per_minute is None else AsyncLimiter(per_minute, 60)
+        self._client = AsyncOpenAI(
+            api_key=self._key,
+            base_url=config.base_url,
+            timeout=config.timeout_s,
+            max_retries=config.max_retries,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [self._wait_for_turn]}),
+        )
+
+    async def check(self) -> None:
+        """Raise UserError when the key is refused, nothing answers, or the model is not among those that are told."""
+        client = self._client.with_options(timeout=CHECK_TIMEOUT_S, max_retries=0)
+        try:
+            models = [model.id async for model in client.models.list()]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise UserError(
+                f"llm: {self._place} refuses the key in {self._config.api_key_env} (HTTP {error.status_code})"
+            ) from error
+        except openai.APIConnectionError as error:
+            raise UserError(
+                f"llm: nothing answers at {self._place}: is it up? set llm.base_url or OPENAI_BASE_URL"
+            ) from error
+        except (openai.OpenAIError, ValueError):
+            return  # many endpoints do not list their models
+        if models and self._config.model not in models:
+            raise UserError(
+                f"llm.model: {self._place} has no model {self._config.model!r}{suggestion(self._config.model, models)}"
+            )
+
+    async def complete(self, request: Request) -> Reply:
+        """Raises LLMError when the endpoint cannot be reached in `llm.max_retries` further attempts, or refuses."""
+        started = time.perf_counter()
+        try:
+            raw = await self._client.chat.completions.with_raw_response.create(
+                model=request.model,
+                messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
+                temperature=request.temperature,
+                max_completion_tokens=request.max_tokens,
+                seed=request.seed % 2**31,
+                response_format=self._response_format(request),
+                extra_headers={"Idempotency-Key": request.key},
+            )
+        except openai.OpenAIError as error:
+            self._fail(error)
+        finish_reason: str
+        try:
+            completion = raw.parse()
+            choice = completion.choices[0]
+            text, refusal = choice.message.content or "", choice.message.refusal
+            finish_reason = choice.finish_reason or "stop"
+            usage = completion.usage
+        except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError):
+            text, refusal, finish_reason, usage = "", None, "unreadable", None
+        return Reply(
+            text=text,
+            finish_reason=finish_reason,
+            # What is not told counts as the most that it can be.
+            prompt_tokens=request.most_prompt_tokens if usage is None else usage.prompt_tokens,
+            completion_tokens=request.max_tokens if usage is None else usage.completion_tokens,
+            refusal=refusal,
+            attempts=raw.retries_taken + 1,
+            seconds=time.perf_counter() - started,
+        )
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    @property
+    def _place(self) -> str:
+        return str(self._client.base_url)
+
+    async def _wait_for_turn(self, request: Any) -> None:
+        """Called before every attempt."""
+        if self._limiter is not None:
+            await self._limiter.acquire()
+
+    def _response_format(self, request: Request) -> Any:
+        if self._config.structured_output == "none":
+            return openai.omit
+        if self._config.structured_output == "json_object":
+            return {"type": "json_object"}
+        schema = {"name": SCHEMA_NAME, "schema": request.schema, "strict": True}
+        return {"type": "json_schema", "json_schema": schema}
+
+    def _fail(self, error: openai.OpenAIError) -> NoReturn:
+        told = str(error).replace(self._key, "***")[:500]
+        tries = self._config.max_retries + 1
+        if isinstance(error, openai.APITimeoutError):
+            told = f"no answer within llm.timeout_s ({self._config.timeout_s:g} s), {tries} times"
+        elif isinstance(error, openai.APIConnectionError):
+            told = f"no connection, {tries} times"
+        elif isinstance(error, openai.APIStatusError):
+            told = f"HTTP {error.status_code}: {told}"
+        raise LLMError(f"{self._place}, model {self._config.model}: {told}") from None
+
+
+async def check_endpoint(config: LLMConfig) -> None:
+    """Raise UserError when there is no key or it is refused, nothing answers, or the model is not among those told."""
+    endpoint = Endpoint(config)
+    try:
+        await endpoint.check()
+    finally:
+        await endpoint.close()

@@ -1,0 +1,69 @@
+"""Reading replies strictly: a reply is JSON that keeps to the schema, or it is malformed in a way that has a name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NoReturn
+
+import jsonschema
+
+from genal_ray.llm import Reply
+
+
+class Fault(StrEnum):
+    """How a reply is malformed; the first that applies."""
+
+    REFUSAL = "refusal"
+    FILTERED = "filtered"
+    TRUNCATED = "truncated"
+    EMPTY = "empty"
+    NOT_JSON = "not_json"
+    NOT_TEXT = "not_text"
+    """JSON with characters that no text has, such as half of a surrogate pair."""
+    WRONG_SCHEMA = "wrong_schema"
+
+
+class Malformed(Exception):
+    """A reply that cannot be used."""
+
+    def __init__(self, fault: Fault, why: str) -> None:
+        super().__init__(f"{fault}: {why}")
+        self.fault = fault
+
+
+def read_json(reply: Reply, schema: Mapping[str, Any]) -> Any:
+    """The value that a reply holds. Raises Malformed."""
+    if reply.refusal is not None:
+        raise Malformed(Fault.REFUSAL, reply.refusal)
+    if reply.finish_reason == "content_filter":
+        raise Malformed(Fault.FILTERED, "held back by the endpoint's filter")
+    if reply.finish_reason == "length":
+        raise Malformed(Fault.TRUNCATED, "cut off at the longest reply")
+    if not reply.text.strip():
+        raise Malformed(Fault.EMPTY, "nothing was answered")
+    try:
+        value = json.loads(reply.text, parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError) as error:
+        raise Malformed(Fault.NOT_JSON, str(error)) from error
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Malformed(Fault.NOT_TEXT, str(error)) from error
+    try:
+        jsonschema.validate(value, schema)
+    except jsonschema.ValidationError as error:
+        raise Malformed(Fault.WRONG_SCHEMA, error.message) from error
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return value

@@ -1,0 +1,327 @@
+"""The chat model: limits, retries, the journal and strict reading, against a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai_server import MODEL, Answer, Server, serve
+
+from genal_ray.config import LLMConfig
+from genal_ray.errors import UserError
+from genal_ray.llm import CapReached, LLMError, Message, Reply, Request
+from genal_ray.llm.client import LLM
+from genal_ray.llm.endpoint import Endpoint, check_endpoint
+from genal_ray.llm.journal import Journal
+from genal_ray.llm.prompts import Prompts
+from genal_ray.llm.replies import Fault, Malformed, read_json
+from genal_ray.validation import InvalidValues, validate
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer"}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+def request(n: int = 0, *, seed: int = 0, max_tokens: int = 50) -> Request:
+    return Request(
+        purpose="test",
+        model=MODEL,
+        messages=(Message(role="user", content=f"number {n}"),),
+        schema=SCHEMA,
+        temperature=0.5,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+
+
+def echo(body: dict[str, Any], before: int) -> Answer:
+    return Answer(text=json.dumps({"n": int(body["messages"][0]["content"].split()[-1])}))
+
+
+def configured(server: Server, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> LLMConfig:
+    monkeypatch.setenv("OPENAI_API_KEY", server.key)
+    return validate(LLMConfig, {"model": MODEL, "base_url": server.base_url, **changes})
+
+
+def ask_all(config: LLMConfig, journal: Path, requests: Sequence[Request]) -> tuple[list[Any], LLM]:
+    """Replies or exceptions, in order."""
+
+    async def work() -> tuple[list[Any], LLM]:
+        llm = LLM(config, Endpoint(config), Journal(journal).open())
+        try:
+            return await asyncio.gather(*(llm.complete(r) for r in requests), return_exceptions=True), llm
+        finally:
+            await llm.close()
+
+    return asyncio.run(work())
+
+
+def test_a_call_is_recorded_and_never_paid_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "llm" / "calls.jsonl"
+    with serve(echo) as server:
+        config = configured(server, monkeypatch)
+        # the same request twice at once, then again by another process
+        replies, llm = ask_all(config, journal, [request(1), request(1), request(2)])
+        again, resumed = ask_all(config, journal, [request(2), request(1)])
+    assert [reply.text for reply in replies] == ['{"n": 1}', '{"n": 1}', '{"n": 2}']
+    assert [reply.text for reply in again] == ['{"n": 2}', '{"n": 1}']
+    assert sorted(server.paid.values()) == [1, 1]
+    assert (llm.usage.num_calls, llm.usage.spending.tokens) == (2, 30)
+    assert (resumed.usage.num_calls, resumed.usage.spending.tokens) == (0, 0)
+    rows = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert {row["request"]["messages"][0]["content"] for row in rows} == {"number 1", "number 2"}
+    assert {row["reply"]["attempts"] for row in rows} == {1}
+    assert server.key not in journal.read_text()
+    sent = server.requests[0]
+    assert sent["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert (sent["model"], sent["temperature"], sent["max_completion_tokens"]) == (MODEL, 0.5, 50)
+
+
+def test_another_seed_is_another_question(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(echo) as server:
+        ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request(seed=0), request(seed=1)])
+    assert len(server.paid) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Answer(status=429, headers={"Retry-After": "0.05"}),
+        Answer(status=500),
+        Answer(status=503),
+        Answer(drop=True),
+        Answer(text="late", wait_s=2.0),
+    ],
+    ids=["429", "500", "503", "dropped", "time-out"],
+)
+def test_failures_on_the_way_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Answer) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return fault if before == 0 else echo(body, before)
+
+    with serve(behave) as server:
+        config = configured(server, monkeypatch, timeout_s=0.5)
+        replies, llm = ask_all(config, tmp_path / "calls.jsonl", [request(i) for i in range(3)])
+    assert [reply.text for reply in replies] == ['{"n": 0}', '{"n": 1}', '{"n": 2}']
+    assert [reply.attempts for reply in replies] == [2, 2, 2]
+    assert llm.usage.since(LLM(config, Endpoint(config), Journal(tmp_path / "none")).usage)["llm/num_retries"] == 3
+
+
+def test_an_endpoint_that_stays_broken_is_told_without_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(status=500)) as server:
+        config = configured(server, monkeypatch, max_retries=1)
+        (error,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+        assert isinstance(error, LLMError)
+        assert "HTTP 500" in str(error)
+        monkeypatch.setenv("OPENAI_API_KEY", "another-secret")
+        (refused,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+    assert isinstance(refused, LLMError)
+    assert "HTTP 401" in str(refused)
+    assert "another-secret" not in str(refused)
+    assert (tmp_path / "calls.jsonl").read_text() == ""
+
+
+def test_calls_at_a_time_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return Answer(text="{}", wait_s=0.02)
+
+    with serve(behave) as server:
+        config = configured(server, monkeypatch, concurrency=3)
+        ask_all(config, tmp_path / "calls.jsonl", [request(i) for i in range(12)])
+    assert server.most_at_once == 3
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_total_tokens": 1000}, {"max_cost": 0.001, "prompt_price": 1, "completion_price": 1}]
+)
+def test_caps_are_never_exceeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, float]) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return Answer(text="{}", usage=(20, 60))  # 80 tokens; up to 24 + 80 may be asked for
+
+    journal = tmp_path / "calls.jsonl"
+    with serve(behave) as server:
+        config = configured(server, monkeypatch, concurrency=8, **limit)
+        replies, llm = ask_all(config, journal, [request(i, max_tokens=80) for i in range(30)])
+        answered = [reply for reply in replies if isinstance(reply, Reply)]
+        refused = [reply for reply in replies if isinstance(reply, CapReached)]
+        assert len(answered) + len(refused) == 30
+        assert len(answered) == 12  # after 11 calls 880 are spent and 104 more would fit; after 12 they would not
+        assert llm.usage.spending.tokens == 960
+        again, _ = ask_all(config, journal, [request(i, max_tokens=80) for i in range(30)])
+        assert sum(isinstance(reply, Reply) for reply in again) == 12
+        more = config.model_copy(update={"max_total_tokens": None, "max_cost": None})
+        whole, _ = ask_all(more, journal, [request(i, max_tokens=80) for i in range(30)])
+    assert all(isinstance(reply, Reply) for reply in whole)
+    assert set(server.paid.values()) == {1}
+    assert "1000" in str(refused[0]) or "0.001" in str(refused[0])
+
+
+def test_attempts_per_minute_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(echo) as server:
+        config = configured(server, monkeypatch, requests_per_minute=2)
+
+        async def work() -> int:
+            llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
+            tasks = [asyncio.ensure_future(llm.complete(request(i))) for i in range(4)]
+            done, waiting = await asyncio.wait(tasks, timeout=1.0)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            await llm.close()
+            return len(done)
+
+        assert asyncio.run(work()) == 2
+    assert len(server.requests) == 2
+
+
+def test_malformed_replies_are_asked_again_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = [Answer(text='{"n": '), Answer(text='{"n": "x"}'), Answer(text='{"n": 7}')]
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return broken[body["seed"]]
+
+    async def work(config: LLMConfig) -> tuple[int | None, LLM]:
+        llm = LLM(config, Endpoint(config), Journal(tmp_path / f"{config.max_asks}.jsonl").open())
+        value = await llm.ask((request(seed=seed) for seed in count()), lambda value: int(value["n"]))
+        await llm.close()
+        return value, llm
+
+    with serve(behave) as server:
+        config = configured(server, monkeypatch)
+        assert asyncio.run(work(config))[0] == 7
+        nothing, llm = asyncio.run(work(config.model_copy(update={"max_asks": 2})))
+    assert nothing is None
+    assert llm.usage.faults == {Fault.NOT_JSON: 1, Fault.WRONG_SCHEMA: 1}
+
+
+MALFORMED: list[tuple[Fault, Answer]] = [
+    (Fault.EMPTY, Answer(text="")),
+    (Fault.EMPTY, Answer(text=None)),
+    (Fault.EMPTY, Answer(text=" \n\t")),
+    (Fault.EMPTY, Answer(body=b"<html>busy</html>")),
+    (Fault.EMPTY, Answer(body=b'{"choices": []}')),
+    (Fault.REFUSAL, Answer(text=None, refusal="I cannot help with that")),
+    (Fault.FILTERED, Answer(text="", finish_reason="content_filter")),
+    (Fault.TRUNCATED, Answer(text='{"n": 1', finish_reason="length")),
+    (Fault.NOT_JSON, Answer(text='{"n": 1')),
+    (Fault.NOT_JSON, Answer(text='```json\n{"n": 1}\n```')),
+    (Fault.NOT_JSON, Answer(text='Sure! {"n": 1}')),
+    (Fault.NOT_JSON, Answer(text='{"n": 1} {"n": 2}')),
+    (Fault.NOT_JSON, Answer(text="{'n': 1}")),
+    (Fault.NOT_JSON, Answer(text='{"n": NaN}')),
+    (Fault.NOT_JSON, Answer(text='{"n": 1, "n": 2}')),
+    (Fault.NOT_JSON, Answer(text="[" * 100_000)),
+    (Fault.NOT_TEXT, Answer(text='{"n": "\\ud800"}')),
+    (Fault.WRONG_SCHEMA, Answer(text="[]")),
+    (Fault.WRONG_SCHEMA, Answer(text="null")),
+    (Fault.WRONG_SCHEMA, Answer(text='{"n": "1"}')),
+    (Fault.WRONG_SCHEMA, Answer(text='{"m": 1}')),
+    (Fault.WRONG_SCHEMA, Answer(text='{"n": 1, "m": 2}')),
+    (Fault.WRONG_SCHEMA, Answer(text='{"n": 1.5}')),
+]
+
+
+def test_every_kind_of_malformed_reply_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: MALFORMED[body["seed"]][1]) as server:
+        config = configured(server, monkeypatch)
+        replies, _ = ask_all(config, tmp_path / "calls.jsonl", [request(seed=i) for i in range(len(MALFORMED))])
+    for reply, (fault, answer) in zip(replies, MALFORMED, strict=True):
+        with pytest.raises(Malformed) as caught:
+            read_json(reply, SCHEMA)
+        assert caught.value.fault == fault, answer
+
+
+@given(st.text())
+def test_no_reply_escapes_the_reader(text: str) -> None:
+    reply = Reply(text=text, finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+    with contextlib.suppress(Malformed):
+        assert isinstance(read_json(reply, SCHEMA)["n"], int)
+
+
+def test_what_is_not_told_counts_as_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(text="{}", usage=None)) as server:
+        (reply,), _ = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request(7, max_tokens=80)])
+    assert (reply.prompt_tokens, reply.completion_tokens) == (len("number 7") + 16, 80)
+
+
+def test_a_line_cut_off_in_the_journal_is_paid_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = tmp_path / "calls.jsonl"
+    with serve(echo) as server:
+        config = configured(server, monkeypatch)
+        ask_all(config, journal, [request(1)])
+        ask_all(config, journal, [request(2)])
+        journal.write_bytes(journal.read_bytes()[:-20])
+        ask_all(config, journal, [request(1), request(2)])
+    assert sorted(server.paid.values()) == [1, 2]
+    assert len(journal.read_text().splitlines()) == 2
+    journal.write_text("not a call\n" + journal.read_text())
+    with pytest.raises(UserError, match=r"calls\.jsonl, line 1: not a call"):
+        Journal(journal).open()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"base_url": "http://me:key@host/v1"}, "must not hold a key"),
+        ({"base_url": "http://host/v1?key=1"}, "must not hold a key"),
+        ({"base_url": "host:8000"}, "expected http://HOST/v1"),
+        ({"base_url": "http://[host"}, "not a URL"),
+        ({"max_cost": 1.0}, "llm.prompt_price"),
+        ({"concurrency": 0}, "at least 1"),
+    ],
+)
+def test_wrong_settings_are_explained(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(InvalidValues, match=re.escape(expected)):
+        validate(LLMConfig, {"model": MODEL, **changes})
+
+
+def test_the_endpoint_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(config: LLMConfig) -> str:
+        with pytest.raises(UserError) as caught:
+            asyncio.run(check_endpoint(config))
+        return str(caught.value)
+
+    with serve(echo) as server:
+        config = configured(server, monkeypatch)
+        asyncio.run(check_endpoint(config))
+        assert "no model 'teecher'; did you mean 'teacher'?" in told(config.model_copy(update={"model": "teecher"}))
+        monkeypatch.setenv("OPENAI_API_KEY", "wrong")
+        assert "refuses the key in OPENAI_API_KEY (HTTP 401)" in told(config)
+        monkeypatch.delenv("OPENAI_API_KEY")
+        assert "OPENAI_API_KEY is not set" in told(config)
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    assert "nothing answers at" in told(config)
+
+
+def test_texts_are_never_templates(tmp_path: Path) -> None:
+    text = "{{ 7 * 7 }} {% for x in y %} \\ \"quoted\" \n{}"
+    values: dict[str, Any] = {
+        "domain": "remarks", "labels": ("a", "b"), "descriptions": {}, "abstain": None, "texts": [text],
+    }
+    system, user = Prompts().render("classification/labeling", **values)
+    assert (system.role, user.role) == ("system", "user")
+    assert json.loads(user.content.removeprefix("Text 1: ")) == text
+    (tmp_path / "classification").mkdir()
+    own = tmp_path / "classification" / "labeling.jinja"
+    own.write_text("{% block user %}Mine: {{ texts[0] }}{% endblock %}")
+    assert Prompts(str(tmp_path)).render("classification/labeling", **values) == (
+        Message(role="user", content=f"Mine: {text}"),
+    )
+    escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
+    for wrong in ("{% block", *(f"{{% block user %}}{body}{{% endblock %}}" for body in ("{{ nothing }}", escape))):
+        own.write_text(wrong)
+        with pytest.raises(UserError, match="template classification/labeling"):
+            Prompts(str(tmp_path)).render("classification/labeling", **values)
+    with pytest.raises(UserError, match="no folder"):
+        Prompts(str(tmp_path / "none"))
