@@ -135,6 +135,7 @@ class Driver:
                 student=student,
                 generator=generator,
                 learner=learner,
+                llm=llm,
             )
 
     def _chat_model(self, config: LLMConfig) -> LLM:

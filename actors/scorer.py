@@ -130,6 +130,19 @@ class ScorerPool:
             neighbours=scored.neighbours,
         )
 
+    async def predict(
+        self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
+    ) -> FloatArray:
+        """The student's probabilities, float32 [n, num_labels]. Raises RunError as `score` does."""
+        assert self._actors, "start() comes first"
+        assert instances, "somebody is to be predicted"
+        rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
+        pieces = [self._piece([instances[i] for i in part], student) for part in rows]
+        parts = [await reference for _, reference in await self._featurize(pieces, student, Needs(), progress)]
+        probs: FloatArray = Features.concatenate(parts).probs[np.argsort(np.concatenate(rows))]
+        _refuse_non_finite("predictions", probs, tuple(i.id for i in instances), student)
+        return probs
+
     async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> _Scored:
         labeled = None if known is None else known.set
         results: list[PieceScores] = await self._spread(

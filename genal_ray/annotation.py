@@ -20,6 +20,10 @@ CHUNK_SIZE = 256
 """Labels between two writes of the ledger: what a crash may cost."""
 
 
+WRITER = "writer"
+"""In the ledger, who gave a label that came with its text."""
+
+
 class Annotation:
     """The annotators of a run and its ledger."""
 
@@ -31,13 +35,30 @@ class Annotation:
         self._ledger = ledger
         self._llm = llm
 
-    async def buy(self, instances: Sequence[Instance], *, round: int, progress: Progress) -> dict[str, float]:
+    async def buy(
+        self,
+        instances: Sequence[Instance],
+        *,
+        round: int,
+        progress: Progress,
+        given: Mapping[str, int] | None = None,
+    ) -> dict[str, float]:
         """Ask about those instances that no annotator was asked about yet.
 
-        All answers are in the ledger when this returns. Returns `llm/*` figures where a chat model is asked.
+        All answers are in the ledger when this returns. `given` are labels by instance id that came with the texts, so
+        that nobody needs to be asked. Returns `llm/*` figures where a chat model is asked.
         """
         before = None if self._llm is None else self._llm.usage
+        given = given or {}
         missing = [instance for instance in instances if instance.id not in self._ledger]
+        self._ledger.record(
+            [
+                LabeledInstance(instance=instance, label=given[instance.id], annotator=WRITER, round=round)
+                for instance in missing
+                if instance.id in given
+            ]
+        )
+        missing = [instance for instance in missing if instance.id not in given]
         done = len(instances) - len(missing)
         for origin, (name, labeler) in self._labelers.items():
             group = [instance for instance in missing if instance.origin == origin]

@@ -48,7 +48,7 @@ def resolve_budget(config: RunConfig, pool_size: int) -> Budget:
         )
     if not config.labels_synthetic:
         total = min(total, pool_size)
-    if total <= initial:
+    if total <= initial and config.budget.max_rounds != 0:
         raise UserError(
             f"budget.total is {total} labels and the initial labeled set already takes {initial}: raise budget.total, "
             "or lower data.initial_labeled"

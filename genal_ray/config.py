@@ -36,6 +36,7 @@ from genal_ray.config_sections import (
 )
 from genal_ray.config_yaml import Document, dump, override, read_document
 from genal_ray.errors import UserError
+from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.validation import InvalidValues, Problem, suggestion, validate
 
 __all__ = [
@@ -112,17 +113,25 @@ class RunConfig(Section):
             raise InvalidValues(
                 Problem(("llm",), f"missing: annotator {asking[0]} asks a chat model; give llm.model", missing=True)
             )
-        if self.generator is None:
-            return self
-        if self.annotators.synthetic is None:
+        if isinstance(self.strategy, TeacherStrategy):
+            if self.llm is None:
+                message = f"missing: strategy {self.strategy.name} writes with a chat model; give llm.model"
+                raise InvalidValues(Problem(("llm",), message, missing=True))
+            if self.generator is not None:
+                message = f"must be null: strategy {self.strategy.name} writes with the chat model of the section llm"
+                raise InvalidValues(Problem(("generator",), message))
+        labels_itself = isinstance(self.strategy, TeacherStrategy) and self.strategy.labels_itself
+        if self.writes and self.annotators.synthetic is None and not labels_itself:
             raise InvalidValues(
                 Problem(
                     ("annotators", "synthetic"),
-                    "missing: a generator writes instances that somebody must label; train a classifier for it with "
+                    "missing: texts are written that somebody must label; name llm, or train a classifier for it with "
                     "`genal-ray train-annotator`",
                     missing=True,
                 )
             )
+        if self.generator is None:
+            return self
         if self.generator.max_tokens >= self.generator.max_model_len:
             raise InvalidValues(
                 Problem(
@@ -140,6 +149,7 @@ class RunConfig(Section):
                 )
             )
         algorithm = self.learner.algorithm
+        assert isinstance(self.strategy, PolicyStrategy), "chat models have no use for a generator"
         if algorithm is not None and algorithm.needs_groups and self.strategy.group_size < 2:
             raise InvalidValues(
                 Problem(
@@ -160,6 +170,16 @@ class RunConfig(Section):
         return self
 
     @property
+    def writes(self) -> bool:
+        """Whether there are synthetic instances, by a generator or a chat model."""
+        return self.generator is not None or isinstance(self.strategy, TeacherStrategy)
+
+    @property
+    def observes(self) -> bool:
+        """Whether the student is observed on the newest labels."""
+        return isinstance(self.strategy, TeacherStrategy) and self.strategy.observes
+
+    @property
     def warms_up(self) -> bool:
         return self.generator is not None and self.warmup is not None
 
@@ -170,7 +190,7 @@ class RunConfig(Section):
     @property
     def selector(self) -> Acquisition:
         """What chooses the instances to be labeled."""
-        return self.acquisition if self.generator is None else self.strategy.selector(self.acquisition)
+        return self.strategy.selector(self.acquisition) if self.writes else self.acquisition
 
     @property
     def reward_function(self) -> Acquisition:
@@ -180,12 +200,13 @@ class RunConfig(Section):
     @property
     def labels_synthetic(self) -> bool:
         """Whether synthetic instances may be labeled: such a run does not end with the real pool."""
-        return self.generator is not None and self.strategy.labels_synthetic
+        return self.writes and self.strategy.labels_synthetic
 
     @property
     def uses_models_for_scoring(self) -> bool:
         functions = [self.selector, *([self.reward_function] if self.learns else [])]
-        return self.data.initial_method == "kmeans" or any(f.needs.student or f.needs.pretrained for f in functions)
+        asked = any(f.needs.student or f.needs.pretrained for f in functions)
+        return asked or self.observes or self.data.initial_method == "kmeans"
 
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the results: not the place, the name or the output directory, nor what

@@ -116,9 +116,10 @@ class DataConfig(Section):
     label_names: dict[str, str] | None = Field(None, description="raw label value -> label name")
     pool_size: Part = Field(1.0, description="the real pool: share of the training split, or count")
     initial_labeled: Part = Field(0.1, description="initial labeled set: share of the pool, or count")
-    initial_method: Literal["random", "stratified", "kmeans"] = Field(
+    initial_method: Literal["random", "stratified", "balanced", "kmeans"] = Field(
         "random",
-        description="stratified: labels spread as in the pool, which a real cold start does not know; kmeans: one text "
+        description="stratified: labels spread as in the pool, which a real cold start does not know; balanced: as many of "
+        "each label, k-shot with k times their number; kmeans: one text "
         "from each cluster of the pool's pretrained encodings, without labels",
     )
     evaluation_size: Part = Field(1.0, description="share or count of the evaluation split")
@@ -144,7 +145,7 @@ class BudgetConfig(Section):
 
     per_round: Size = Field(0.1, description="share of the pool, or count")
     total: Size = Field(2.0, description="share of the pool, or count")
-    max_rounds: int | None = Field(None, ge=1)
+    max_rounds: int | None = Field(None, ge=0, description="rounds after the initial one; 0: that one alone")
 
 
 class SelectionConfig(Section):

@@ -15,7 +15,7 @@ from genal_ray.budget import share_or_count
 from genal_ray.config import DataConfig, RunConfig
 from genal_ray.errors import UserError
 from genal_ray.examples import Examples, read_examples
-from genal_ray.sampling import Indices, permutation, stratified
+from genal_ray.sampling import Indices, balanced, permutation, stratified
 from genal_ray.tasks import build_task
 from genal_ray.types import Instance, LabeledInstance, Text
 
@@ -147,6 +147,8 @@ def _initial_positions(data: DataConfig, labels: Sequence[int], *, seed: int) ->
         return np.zeros(0, dtype=np.int64)
     if data.initial_method == "stratified":
         return stratified(labels, count, seed=seed, purpose="initial")
+    if data.initial_method == "balanced":
+        return balanced(labels, count, seed=seed, purpose="initial")
     return permutation(len(labels), seed=seed, purpose="initial")[:count]
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 from genal_ray.acquisition import Acquisition
 from genal_ray.types import (
     Completion,
+    FloatArray,
     Instance,
     LabeledInstance,
     PolicyUpdate,
@@ -45,6 +46,12 @@ class Scorer(Protocol):
 
         `student` is None before there is one, for functions that do without.
         """
+        ...
+
+    async def predict(
+        self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
+    ) -> FloatArray:
+        """The student's probabilities, float32 [n, num_labels]."""
         ...
 
 

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
-from genal_ray import stopping
+from genal_ray import lessons, stopping
 from genal_ray.acquisition import Pointwise
 from genal_ray.acquisition.bertkm import Bertkm
 from genal_ray.annotation import Annotation
@@ -31,6 +32,7 @@ from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
 from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
+from genal_ray.llm.client import LLM
 from genal_ray.observer import Observer
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
@@ -48,6 +50,7 @@ from genal_ray.stages import (
     student_codec,
 )
 from genal_ray.store import RunDirectory
+from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task
 from genal_ray.timing import timing
 from genal_ray.types import (
@@ -73,6 +76,7 @@ class Parts:
     student: Student
     generator: Generator | None
     learner: Learner | None
+    llm: LLM | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +150,8 @@ async def run_initial_round(run: Run) -> StudentFit:
     stages["annotate"] = annotated
     student = await _fit_student(run, folder, 0)
     stages["student"] = student
+    if run.config.observes:
+        stages["observe"] = await lessons.observe(run, folder, student.value, run.pools.labeled, [])
     _commit(run, 0, started, stages, run.warmup_metrics)
     return student.value
 
@@ -165,11 +171,13 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     pools.expire(born_before=number - config.strategy.retention_rounds + 1)
 
     candidates: list[Candidate] = []
-    if run.parts.generator is not None:
+    if isinstance(config.strategy, TeacherStrategy):
+        candidates = await lessons.write(run, folder, number, stages)
+    elif run.parts.generator is not None:
         generated = await run.stage(folder, "generate", CandidateCodec(), lambda p: _generate(run, number, p))
         candidates = generated.value
         stages["generate"] = generated
-        pools.add(c.instance for c in candidates if c.instance is not None)  # line 3
+    pools.add(c.instance for c in candidates if c.instance is not None)  # line 3
 
     labeled = pools.labeled
     scored = await run.stage(folder, "score", ScoresCodec(), lambda p: _score(run, student, candidates, budget, p))
@@ -177,9 +185,13 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     post = config.reward.timing == "post"
     rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
     chosen = _choose(run, number, candidates, scored.value, budget)  # line 8
-    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p))
-    pools.label(run.parts.annotation.bought(annotated.value), annotated.value)  # line 9
+    given = lessons.given_labels(candidates)
+    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p, given))
+    bought = run.parts.annotation.bought(annotated.value)
+    pools.label(bought, annotated.value)  # line 9
     stages["annotate"] = annotated
+    if config.observes:
+        stages["observe"] = await lessons.observe(run, folder, student, bought, candidates)
 
     if post:
         fitted = await _fit_student(run, folder, number, student)  # line 10
@@ -201,9 +213,11 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
 
 async def _generate(run: Run, number: int, progress: Progress) -> tuple[list[Candidate], dict[str, float]]:
     """As many texts in a smaller last round as in any other: one text for one label may be an unusable one."""
+    strategy = run.config.strategy
     assert run.parts.generator is not None
+    assert isinstance(strategy, PolicyStrategy)
     rng = np.random.default_rng(derive_seed(run.config.seed, "prompts", number))
-    prompts = run.config.strategy.build_prompts(
+    prompts = strategy.build_prompts(
         run.pools,
         run.parts.task,
         round=number,
@@ -280,17 +294,18 @@ def _written(candidates: Sequence[Candidate]) -> dict[str, Instance]:
 
 
 def _may_be_labeled(run: Run, instance: Instance) -> bool:
-    if run.parts.generator is None:
+    if not run.config.writes:
         return True
     strategy = run.config.strategy
     return strategy.labels_real if instance.origin == "real" else strategy.labels_synthetic
 
 
 async def _annotate(
-    run: Run, number: int, ids: list[str], progress: Progress
+    run: Run, number: int, ids: list[str], progress: Progress, given: Mapping[str, int] | None = None
 ) -> tuple[list[str], dict[str, float]]:
+    """`given` are labels that came with the texts."""
     instances, annotation = run.pools.find(ids), run.parts.annotation
-    usage = await annotation.buy(instances, round=number, progress=progress)
+    usage = await annotation.buy(instances, round=number, progress=progress, given=given)
     bought = annotation.bought(ids)
     if not bought:
         raise RunError(
@@ -312,7 +327,8 @@ async def _fit_student(
     """The student of the round; `before` is that of the round before."""
 
     async def work(progress: Progress) -> tuple[StudentFit, Mapping[str, float]]:
-        fit = await run.parts.student.fit(run.pools.labeled, number, folder.fresh("student"), progress)
+        labeled = run.config.strategy.training_set(run.pools.labeled, number, run.config.seed)
+        fit = await run.parts.student.fit(labeled, number, folder.fresh("student"), progress)
         if before is None or not fit.stop_predictions:
             return fit, fit.metrics
         kappa = await asyncio.to_thread(stopping.agreement, before.stop_predictions, fit.stop_predictions)
@@ -377,6 +393,16 @@ async def _settle(fit: Awaitable[T], learn: Awaitable[U]) -> tuple[T, U]:
     return fitted, learned
 
 
+def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:
+    """`llm/*` figures of a round: sums over the stages that asked a chat model."""
+    total: dict[str, float] = defaultdict(float)
+    for stage in stages:
+        for name, value in stage.metrics.items():
+            if name.startswith("llm/"):
+                total[name] += value
+    return total
+
+
 def _commit(
     run: Run,
     number: int,
@@ -396,7 +422,8 @@ def _commit(
         "version/policy": policy,
     }
     for result in stages.values():
-        metrics |= result.metrics
+        metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("llm/")}
+    metrics |= _llm_usage(stages.values())
     metrics |= extra or {}
     metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
     report = RoundReport(round=number, metrics=metrics)

@@ -107,7 +107,7 @@ def _pool_method(name: str) -> Method:
     return Method(
         name=name,
         description=(module.__doc__ or name).partition("\n")[0].rstrip("."),
-        overrides=("generator=null", "annotators.synthetic=null", f"acquisition={name}"),
+        overrides=("strategy=signal", "generator=null", "annotators.synthetic=null", f"acquisition={name}"),
     )
 
 

@@ -17,6 +17,7 @@ from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.model_checks import check_generator, check_student
 from genal_ray.store import RunDirectory
+from genal_ray.strategies import PolicyStrategy
 from genal_ray.tasks import Task, build_task
 from genal_ray.warmup import check_warmup
 
@@ -45,6 +46,7 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     budget = resolve_budget(config, len(corpus.pool))
     check_student(config.student, config.scorer.encoding)
     if config.generator is not None:
+        assert isinstance(config.strategy, PolicyStrategy)
         named = corpus.label_names if config.strategy.names_labels else ()
         check_generator(config.generator, task, corpus.pool, named)
         if config.warms_up:

@@ -35,6 +35,18 @@ def stratified(labels: Sequence[int], count: int, *, seed: int, purpose: str) ->
     return positions
 
 
+def balanced(labels: Sequence[int], count: int, *, seed: int, purpose: str) -> Indices:
+    """`count` positions with as many of each label as there are, or one more or less, in random order."""
+    order = permutation(len(labels), seed=seed, purpose=purpose)
+    shuffled = np.asarray(labels)[order]
+    turn = np.zeros(len(labels), dtype=np.int64)  # the how manieth of its label
+    for value in np.unique(shuffled):
+        rows = np.flatnonzero(shuffled == value)
+        turn[rows] = np.arange(len(rows))
+    positions: Indices = order[np.sort(np.lexsort((shuffled, turn))[:count])]
+    return positions
+
+
 def _seats(sizes: Indices, count: int) -> Indices:
     """How many of `count` seats each class gets."""
     quota = sizes * (count / sizes.sum())

@@ -198,6 +198,8 @@ _CANDIDATES = pa.schema(
         ("logprobs", pa.list_(pa.float32())),
         ("finish_reason", pa.string()),
         ("policy_version", pa.int32()),
+        ("tag", pa.string()),
+        ("label", pa.int32()),
         ("fate", pa.string()),
         ("repeats", pa.string()),
         ("penalized", pa.bool_()),

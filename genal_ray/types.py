@@ -77,7 +77,11 @@ class Completion:
     finish_reason: str
     """`stop` when the model ended by itself, `length` when it was cut off."""
     policy_version: int
-    """Version of the policy that wrote it; 0 is the pretrained one."""
+    """Version of the policy that wrote it; 0 is the pretrained one, and what a chat model wrote."""
+    tag: str = ""
+    """What a chat model was asked for, such as `hard`."""
+    label: int | None = None
+    """Index of the label that came with the text, where that is the label it gets."""
 
 
 class Fate(StrEnum):

@@ -121,6 +121,16 @@ class FakeScorer:
         )
 
 
+    async def predict(
+        self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
+    ) -> np.ndarray:
+        """Label 1 for a third of the texts, whatever they are."""
+        self.calls.record("observe")
+        ones = [derive_seed(i.text) % 3 == 0 for i in instances]
+        sure = [0.5 + derive_seed("sure", i.text) / 2**64 for i in instances]
+        return np.array([[1 - s, s] if one else [s, 1 - s] for one, s in zip(ones, sure, strict=True)], np.float32)
+
+
 class FakeStudent:
     settled: int | None = None
     """Version from which students agree on the stop set; None for a run without one."""

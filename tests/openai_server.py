@@ -78,6 +78,7 @@ class Server:
         if answer.drop:
             assert request.transport is not None
             request.transport.abort()
+            return web.Response(status=500)
         if answer.status != 200:
             error = {"error": {"message": f"status {answer.status}"}}
             return web.json_response(error, status=answer.status, headers=answer.headers)

@@ -162,7 +162,7 @@ def test_integer_keys_may_name_labels(write: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ([], "annotators.synthetic: missing: a generator writes"),
+        ([], "annotators.synthetic: missing: texts are written"),
         (
             ["annotators.synthetic=hidden", "generator.max_tokens=64", "generator.max_model_len=64"],
             "generator.max_tokens: must be below generator.max_model_len",

@@ -17,7 +17,7 @@ from genal_ray.config import RunConfig, load_config, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.readers import read_file, read_hub
-from genal_ray.sampling import permutation, stratified
+from genal_ray.sampling import balanced, permutation, stratified
 
 WORDS = ("plain", "bright", "heavy", "quick", "calm")
 
@@ -160,6 +160,18 @@ def test_choice_depends_on_the_seed_alone(folder: Path) -> None:
 
 def test_choice_is_the_same_on_every_platform() -> None:
     assert permutation(10, seed=3, purpose="pool").tolist() == [0, 5, 7, 3, 6, 9, 1, 8, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, [1, 1, 1]), (6, [2, 2, 2]), (4, [2, 1, 1]), (30, [14, 14, 2]), (50, [33, 15, 2])]
+)
+def test_balanced_choice_takes_as_many_of_each_label(count: int, expected: list[int]) -> None:
+    labels = [0] * 33 + [1] * 15 + [2] * 2
+    chosen = balanced(labels, count, seed=0, purpose="test")
+    assert len(set(chosen.tolist())) == count
+    assert np.bincount(np.array(labels)[chosen], minlength=3).tolist() == expected
+    assert np.array_equal(chosen, balanced(labels, count, seed=0, purpose="test"))
+    assert not np.array_equal(chosen, balanced(labels, count, seed=1, purpose="test"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 20, 111])

@@ -28,9 +28,9 @@ from genal_ray.errors import UserError
 from genal_ray.interfaces import Progress
 from genal_ray.knn import LabeledIndex
 from genal_ray.pools import Pools
-from genal_ray.registry import build, names
+from genal_ray.registry import build, find, names
 from genal_ray.seeds import derive_seed
-from genal_ray.strategies import Strategy
+from genal_ray.strategies import PolicyStrategy, Strategy
 from genal_ray.strategies.asal import NearestReal
 from genal_ray.strategies.best_of_n import BestOfN
 from genal_ray.strategies.signal import turns
@@ -270,7 +270,11 @@ def test_bgadl_without_labels_in_its_prompts() -> None:
     assert all(told_label(prompt) is None and len(set(prompt.example_ids)) == 3 for prompt in found)
 
 
-NAMES = names("genal_ray.strategies")
+NAMES = [
+    name
+    for name in names("genal_ray.strategies")
+    if issubclass(find("genal_ray.strategies", Strategy, name), PolicyStrategy)  # type: ignore[type-abstract]
+]
 
 
 class RecordingGenerator(FakeGenerator):

@@ -1,10 +1,12 @@
 """Prompts as Jinja templates: `genal_ray/prompts/<folder>/<name>.jinja`, with a block for each turn.
 
-Texts are values, never templates: braces in them stay as they are, and templates run in Jinja's sandbox.
+Texts are values, never templates: braces in them stay as they are, and templates run in Jinja's sandbox. The filter
+`quoted` writes a text as a JSON string, so that its line breaks and quotes cannot pass for the prompt's.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
@@ -30,6 +32,8 @@ class Prompts:
             trim_blocks=True,
             lstrip_blocks=True,
         )
+        # Jinja's own `tojson` writes apostrophes and angle brackets as escapes, for HTML.
+        self._environment.filters["quoted"] = lambda value: json.dumps(value, ensure_ascii=False)
 
     def render(self, name: str, **values: object) -> tuple[Message, ...]:
         """The conversation of template `name`, such as `classification/labeling`; a turn without a block is left out.

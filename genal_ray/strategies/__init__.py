@@ -1,4 +1,7 @@
-"""Strategies: what the generator is asked for, given the state of the run. One file each, found by its module name."""
+"""Strategies: what is written, given the state of the run. One file each, found by its module name.
+
+A `PolicyStrategy` prompts the generator, which may learn; a `TeacherStrategy` converses with a chat model.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ import numpy as np
 
 from genal_ray.acquisition import Acquisition
 from genal_ray.registry import Plugin
-from genal_ray.types import Prompt
+from genal_ray.types import LabeledInstance, Prompt
 
 if TYPE_CHECKING:
     from genal_ray.pools import Pools
     from genal_ray.tasks import Task
+    from genal_ray.teaching import Draft, Lesson, Teacher
 
 
 class Strategy(Plugin):
-    """Base of the strategies."""
+    """Base of the strategies; derive from one of the two kinds below."""
 
     retention_rounds: int = 1
     """Rounds for which an unselected synthetic instance stays in the pool; 1: only the round that wrote it."""
@@ -27,6 +31,32 @@ class Strategy(Plugin):
     """Whether real instances may be chosen for labeling."""
     labels_synthetic: ClassVar[bool] = True
     """Whether synthetic instances may be chosen for labeling."""
+
+    def selector(self, configured: Acquisition) -> Acquisition:
+        """What chooses the instances to be labeled; `configured` is the run's `acquisition`."""
+        return configured
+
+    def reward(self, configured: Acquisition) -> Acquisition:
+        """What rewards the generator unless `reward.acquisition` says so; `configured` is the run's `acquisition`."""
+        return self.selector(configured)
+
+    def discard(self, scores: Mapping[str, float], budget: int) -> set[str]:
+        """Ids of synthetic instances of this round that leave the pool before anything is chosen.
+
+        `scores` are those of the round's synthetic instances by the selector, in the order in which they were written.
+        """
+        return set()
+
+    def training_set(self, labeled: Sequence[LabeledInstance], round: int, seed: int) -> list[LabeledInstance]:
+        """What the student of a round is trained on, of all that is labeled; an instance may stand there repeatedly.
+
+        `seed` is the run's.
+        """
+        return list(labeled)
+
+
+class PolicyStrategy(Strategy):
+    """Prompts for the generator."""
 
     @property
     def group_size(self) -> int:
@@ -51,17 +81,22 @@ class Strategy(Plugin):
     ) -> list[Prompt]:
         """The prompts of a round that buys `budget` labels. `label_names` are those of the labels 0, 1, ..."""
 
-    def selector(self, configured: Acquisition) -> Acquisition:
-        """What chooses the instances to be labeled; `configured` is the run's `acquisition`."""
-        return configured
 
-    def reward(self, configured: Acquisition) -> Acquisition:
-        """What rewards the generator unless `reward.acquisition` says so; `configured` is the run's `acquisition`."""
-        return self.selector(configured)
+class TeacherStrategy(Strategy):
+    """Conversations with the chat model of the section `llm`."""
 
-    def discard(self, scores: Mapping[str, float], budget: int) -> set[str]:
-        """Ids of synthetic instances of this round that leave the pool before anything is chosen.
+    observes: ClassVar[bool] = False
+    """Whether lessons need to know what the student makes of the newest labels; if so, `analyse` is asked."""
 
-        `scores` are those of the round's synthetic instances by the selector, in the order in which they were written.
-        """
-        return set()
+    @property
+    def labels_itself(self) -> bool:
+        """Whether its drafts come with their labels, so that nobody else is asked."""
+        return False
+
+    async def analyse(self, lesson: Lesson, teacher: Teacher) -> str | None:
+        """What the student has yet to learn, in words; None when that is not asked."""
+        return None
+
+    @abstractmethod
+    async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
+        """Texts that may be labeled in this round, in an order that depends on the lesson and the replies alone."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field
 
-from genal_ray.strategies import Strategy
+from genal_ray.strategies import PolicyStrategy
 from genal_ray.types import Instance, LabeledInstance, Prompt
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Source:
     """Name of the label that all of them have, told in the prompt."""
 
 
-class Signal(Strategy):
+class Signal(PolicyStrategy):
     """Algorithm 1, lines 1-2: p examples from R per prompt, b completions per round.
 
     With `condition_on_label`, which the paper does not have, a prompt shows labeled instances of one label, real or

@@ -34,10 +34,18 @@ class Task(registry.Plugin):
     pairs: ClassVar[bool] = False
     """Whether its instances are pairs of texts."""
 
+    folder: ClassVar[str] = "classification"
+    """Of its chat prompts, in `genal_ray/prompts`."""
+
     domain: str
     instruction: str | None = None
     num_examples: int = 3
     """In-context examples per prompt (p)."""
+
+    @property
+    def part_names(self) -> tuple[str, str] | None:
+        """What the two texts of an instance are called; None for single texts."""
+        return None
 
     @abstractmethod
     def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:

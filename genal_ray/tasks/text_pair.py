@@ -39,6 +39,10 @@ class TextPair(Task):
         (), description="words that completions may have in place of second_name, such as Answer"
     )
 
+    @property
+    def part_names(self) -> tuple[str, str]:
+        return self.first_name, self.second_name
+
     def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:
         return numbered_prompt(self, [self.render(example) for example in examples], label)
 

@@ -1,0 +1,150 @@
+"""The stages of a round in which a chat model writes: observe the student, analyse, write.
+
+    round n-1: ... annotate ─► observe: student n-2 on what was labeled ─► student n-1
+    round n:   analyse ─► generate ─► score ─► annotate ─► observe ─► student n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from genal_ray.guards import collapse_metrics, fate_metrics, judge
+from genal_ray.interfaces import Progress
+from genal_ray.llm.prompts import Prompts
+from genal_ray.llm.teacher import ChatTeacher
+from genal_ray.seeds import derive_seed
+from genal_ray.stages import CandidateCodec, Round, StageResult
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.teaching import Draft, Lesson, Observation
+from genal_ray.types import Candidate, Completion, Instance, LabeledInstance, StudentFit
+
+if TYPE_CHECKING:
+    from genal_ray.loop import Run
+
+
+class AnalysisCodec:
+    """What a chat model found; None when no reply could be read."""
+
+    def save(self, value: str | None, table: Path) -> dict[str, Any]:
+        return {"analysis": value}
+
+    def load(self, saved: dict[str, Any], table: Path) -> str | None:
+        analysis: str | None = saved["analysis"]
+        return analysis
+
+
+class ObservationCodec:
+    """Instance id -> predicted label and its probability."""
+
+    def save(self, value: dict[str, tuple[int, float]], table: Path) -> dict[str, Any]:
+        return {"predictions": {id: list(row) for id, row in value.items()}}
+
+    def load(self, saved: dict[str, Any], table: Path) -> dict[str, tuple[int, float]]:
+        return {id: (label, confidence) for id, (label, confidence) in saved["predictions"].items()}
+
+
+async def write(run: Run, folder: Round, number: int, stages: dict[str, StageResult[object]]) -> list[Candidate]:
+    """What the chat model writes for a round, judged; the stages that were done are put into `stages`."""
+    strategy, llm = run.config.strategy, run.parts.llm
+    assert isinstance(strategy, TeacherStrategy)
+    assert llm is not None, "checked with the configuration"
+    lesson = _lesson(run, number)
+    teacher = ChatTeacher(
+        llm=llm,
+        prompts=Prompts(llm.config.prompts),
+        folder=run.parts.task.folder,
+        seed=derive_seed(run.config.seed, "teacher", number),
+    )
+
+    async def analyse(progress: Progress) -> tuple[str | None, Mapping[str, float]]:
+        before = llm.usage
+        analysis = await strategy.analyse(lesson, teacher)
+        return analysis, llm.usage.since(before)
+
+    async def generate(progress: Progress) -> tuple[list[Candidate], Mapping[str, float]]:
+        before = llm.usage
+        drafts = await strategy.write(lesson, analysis, teacher)
+        completions = [_completion(draft, run, number, i) for i, draft in enumerate(drafts)]
+        candidates = judge(completions, run.parts.task, run.pools, round=number, guards=run.config.guards)
+        figures = fate_metrics(candidates) | collapse_metrics(candidates, run.parts.task)
+        figures |= {f"gen/num_{tag}": sum(d.tag == tag for d in drafts) for tag in {d.tag for d in drafts} - {""}}
+        return candidates, {**figures, **llm.usage.since(before)}
+
+    analysis: str | None = None
+    if strategy.observes:
+        analysed = await run.stage(folder, "analyse", AnalysisCodec(), analyse)
+        analysis, stages["analyse"] = analysed.value, analysed
+    generated = await run.stage(folder, "generate", CandidateCodec(), generate)
+    stages["generate"] = generated
+    return generated.value
+
+
+async def observe(
+    run: Run, folder: Round, student: StudentFit, batch: Sequence[LabeledInstance], candidates: Sequence[Candidate]
+) -> StageResult[dict[str, tuple[int, float]]]:
+    """What the student makes of the newest labels; `candidates` tell what each was asked to be."""
+    tags = {c.instance.id: c.completion.tag for c in candidates if c.instance is not None}
+
+    async def work(progress: Progress) -> tuple[dict[str, tuple[int, float]], Mapping[str, float]]:
+        probs = await run.parts.scorer.predict([item.instance for item in batch], student, progress)
+        predicted = probs.argmax(axis=1)
+        right = predicted == np.array([item.label for item in batch])
+        tag_of = np.array([tags.get(item.instance.id, "") for item in batch])
+        figures = {"teach/batch_accuracy": float(right.mean())}
+        for tag in sorted(set(tag_of.tolist()) - {""}):
+            figures[f"teach/{tag}_accuracy"] = float(right[tag_of == tag].mean())
+        rows = zip(batch, predicted.tolist(), probs.max(axis=1).tolist(), strict=True)
+        return {item.instance.id: (label, confidence) for item, label, confidence in rows}, figures
+
+    return await run.stage(folder, "observe", ObservationCodec(), work)
+
+
+def given_labels(candidates: Sequence[Candidate]) -> dict[str, int]:
+    """Instance id -> the label that came with its text."""
+    return {
+        c.instance.id: c.completion.label
+        for c in candidates
+        if c.instance is not None and c.completion.label is not None
+    }
+
+
+def _lesson(run: Run, number: int) -> Lesson:
+    labeled = {item.instance.id: item for item in run.pools.labeled}
+    earlier = [run.store.round(n) for n in range(1, number)]
+    analyses = [r.load("analyse", AnalysisCodec()) for r in earlier if r.is_complete("analyse")]
+    before = run.store.round(number - 1)
+    seen = before.load("observe", ObservationCodec()) if before.is_complete("observe") else {}
+    return Lesson(
+        round=number,
+        budget=min(run.budget.per_round, run.budget.total - run.pools.num_labels),
+        task=run.parts.task,
+        label_names=run.corpus.label_names,
+        labeled=tuple(labeled.values()),
+        feedback=tuple(
+            Observation(
+                instance=labeled[id].instance, label=labeled[id].label, predicted=predicted, confidence=confidence
+            )
+            for id, (predicted, confidence) in seen.items()
+        ),
+        analyses=tuple(analysis for analysis in analyses if analysis is not None),
+    )
+
+
+def _completion(draft: Draft, run: Run, number: int, position: int) -> Completion:
+    """The draft as a completion that the task reads back."""
+    text = run.parts.task.render(Instance(id="", text=draft.text, text_pair=draft.text_pair))
+    return Completion(
+        prompt_id=f"t-{number:04d}-{position:06d}",
+        text=text,
+        prompt_token_ids=(),
+        token_ids=(),
+        logprobs=(),
+        finish_reason="stop",
+        policy_version=0,
+        tag=draft.tag,
+        label=draft.label,
+    )

@@ -1,0 +1,60 @@
+"""AugGPT (Dai et al. 2023): the chat model rephrases the initial labeled texts, which keep their labels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.strategies._texts import lists_schema, read_draft, text_schema
+from genal_ray.teaching import Draft, Lesson, Teacher
+from genal_ray.types import LabeledInstance
+
+KEY = "texts"
+
+
+class Auggpt(TeacherStrategy):
+    """EvoKD's baseline: data augmentation. The initial texts take turns, on from where the last round ended."""
+
+    name: str = "auggpt"
+    labels_real: ClassVar[bool] = False
+
+    temperature: float = Field(1.0, ge=0, le=2)
+
+    @property
+    def labels_itself(self) -> bool:
+        return True
+
+    async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
+        initial = [item for item in lesson.labeled if item.round == 0]
+        first = len(lesson.labeled) - len(initial)
+        counts = Counter((first + i) % len(initial) for i in range(lesson.budget))
+        written = await asyncio.gather(
+            *(self._rephrase(lesson, teacher, initial[i], count, i) for i, count in sorted(counts.items()))
+        )
+        return [draft for drafts in written for draft in drafts]
+
+    async def _rephrase(
+        self, lesson: Lesson, teacher: Teacher, source: LabeledInstance, count: int, number: int
+    ) -> list[Draft]:
+        messages = teacher.render(
+            "rephrasing",
+            domain=lesson.task.domain,
+            text=source.instance.student_input,
+            count=count,
+            key=KEY,
+            part_names=lesson.task.part_names,
+        )
+
+        def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
+            return [read_draft(item, lesson.label_names, label=source.label) for item in value[KEY]]
+
+        schema = lists_schema(text_schema(lesson.task), {KEY: count})
+        drafts = await teacher.ask(
+            "generation", messages, schema, read, temperature=self.temperature, number=number
+        )
+        return drafts or []

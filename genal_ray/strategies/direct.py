@@ -1,0 +1,70 @@
+"""Direct generation, plain knowledge distillation: the chat model writes texts of every label and never hears more."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.strategies._texts import lists_schema, read_draft, spread, text_schema
+from genal_ray.teaching import Draft, Lesson, Teacher
+
+KEY = "texts"
+
+
+class Direct(TeacherStrategy):
+    """EvoKD's baseline: what the student makes of the texts plays no part.
+
+    Texts are asked for label by label, in turns that go on from round to round.
+    """
+
+    name: str = "direct"
+    labels_real: ClassVar[bool] = False
+
+    texts_per_call: int = Field(10, ge=1, le=200)
+    """Texts asked for at a time, all of one label."""
+    labeling: Literal["merged", "separate"] = "merged"
+    """merged: a text has the label that it was asked for; separate: somebody else is asked."""
+    demonstrations: int = Field(4, ge=0, le=100)
+    """Texts of the initial set with the label that is asked for, as examples."""
+    temperature: float = Field(1.0, ge=0, le=2)
+
+    @property
+    def labels_itself(self) -> bool:
+        return self.labeling == "merged"
+
+    async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
+        calls = max(math.ceil(lesson.budget / self.texts_per_call), min(lesson.budget, len(lesson.label_names)))
+        shares = spread(lesson.budget, calls)
+        written = await asyncio.gather(
+            *(self._write(lesson, teacher, count, number) for number, count in enumerate(shares))
+        )
+        return [draft for drafts in written for draft in drafts]
+
+    async def _write(self, lesson: Lesson, teacher: Teacher, count: int, number: int) -> list[Draft]:
+        label = (lesson.round + number) % len(lesson.label_names)
+        examples = [i.instance.student_input for i in lesson.labeled if i.round == 0 and i.label == label]
+        messages = teacher.render(
+            "direct",
+            domain=lesson.task.domain,
+            labels=lesson.label_names,
+            label=lesson.label_names[label],
+            examples=examples[: self.demonstrations],
+            count=count,
+            key=KEY,
+            part_names=lesson.task.part_names,
+        )
+
+        def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
+            given = label if self.labels_itself else None
+            return [read_draft(item, lesson.label_names, label=given) for item in value[KEY]]
+
+        schema = lists_schema(text_schema(lesson.task), {KEY: count})
+        drafts = await teacher.ask(
+            "generation", messages, schema, read, temperature=self.temperature, number=number
+        )
+        return drafts or []

@@ -1,0 +1,146 @@
+"""EvoKD: the chat model analyses the student's errors, writes hard and easy texts, and gets the new errors back."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from genal_ray.seeds import derive_seed
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.strategies._texts import lists_schema, object_schema, read_draft, spread, text_schema
+from genal_ray.teaching import Draft, Lesson, Observation, Teacher
+from genal_ray.types import LabeledInstance
+
+if TYPE_CHECKING:
+    from genal_ray.llm import Message
+
+HARD, EASY = "hard", "easy"
+
+
+class Evokd(TeacherStrategy):
+    """Liu et al. 2024 (EvoKD). A round: analyse what the student made of the newest labels, write, label in a
+    conversation of its own, train.
+
+    The student is observed on a batch before it is trained on it, since afterwards it knows the batch by heart.
+    """
+
+    name: str = "evokd"
+    labels_real: ClassVar[bool] = False
+    observes: ClassVar[bool] = True
+
+    texts_per_label: float = Field(1.0, gt=0, le=100)
+    """Texts written per label of the round's budget; more than 1 leaves the acquisition function a choice."""
+    texts_per_call: int = Field(10, ge=1, le=200)
+    """Texts asked for at a time."""
+    hard_share: float = Field(0.5, ge=0, le=1)
+    """Of the texts: 0 writes easy ones only (the ablation `no_hard`), 1 hard ones only (`no_easy`)."""
+    analysis: bool = True
+    """False leaves the analysis out: texts are written from the samples themselves (`no_analysis`)."""
+    labeling: Literal["separate", "merged"] = "separate"
+    """merged: labels come with the texts, and nobody else is asked (`merged_labeling`)."""
+    demonstrations: int = Field(8, ge=1, le=100)
+    """Samples that the chat model is shown of each kind, right and wrong."""
+    memory: int = Field(1, ge=0, le=20)
+    """Earlier analyses that the next one is told of."""
+    repeats: int = Field(1, ge=1, le=20)
+    """Times that the newest batch stands in the student's training set."""
+    review: float = Field(1.0, ge=0, le=1)
+    """Share of the earlier batches in it, drawn anew each round; the initial set is always there."""
+    temperature: float = Field(1.0, ge=0, le=2)
+
+    @property
+    def labels_itself(self) -> bool:
+        return self.labeling == "merged"
+
+    async def analyse(self, lesson: Lesson, teacher: Teacher) -> str | None:
+        if not self.analysis:
+            return None
+        schema = object_schema({"analysis": {"type": "string", "minLength": 1}})
+        return await teacher.ask(
+            "analysis",
+            self._question(lesson, teacher),
+            schema,
+            lambda value: str(value["analysis"]).strip() or None,
+            temperature=self.temperature,
+        )
+
+    async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
+        total = math.ceil(lesson.budget * self.texts_per_label)
+        num_hard = round(total * self.hard_share)
+        calls = math.ceil(total / self.texts_per_call)
+        shares = zip(spread(num_hard, calls), spread(total - num_hard, calls), strict=True)
+        written = await asyncio.gather(
+            *(self._write(lesson, analysis, teacher, hard, easy, number) for number, (hard, easy) in enumerate(shares))
+        )
+        return [draft for drafts in written for draft in drafts]
+
+    def training_set(self, labeled: Sequence[LabeledInstance], round: int, seed: int) -> list[LabeledInstance]:
+        initial = [item for item in labeled if item.round == 0]
+        newest = [item for item in labeled if item.round == round and round > 0]
+        between = [item for item in labeled if 0 < item.round < round]
+        count = math.ceil(self.review * len(between))
+        rng = np.random.default_rng(derive_seed(seed, "review", round))
+        reviewed = [between[i] for i in sorted(rng.choice(len(between), size=count, replace=False))]
+        return [*initial, *reviewed, *newest * self.repeats]
+
+    async def _write(
+        self, lesson: Lesson, analysis: str | None, teacher: Teacher, num_hard: int, num_easy: int, number: int
+    ) -> list[Draft]:
+        """The drafts of one reply; none when no reply could be read."""
+        request = teacher.render(
+            "generation",
+            **self._samples(lesson),
+            analysed=analysis is not None,
+            num_hard=num_hard,
+            num_easy=num_easy,
+            merged=self.labels_itself,
+            part_names=lesson.task.part_names,
+        )
+        messages: tuple[Message, ...] = request
+        if analysis is not None:
+            # The conversation goes on: question, the model's own analysis, and now its texts.
+            messages = (*self._question(lesson, teacher), _answer(analysis), *request[1:])
+        text = text_schema(lesson.task, lesson.label_names if self.labels_itself else None)
+        schema = lists_schema(text, {HARD: num_hard, EASY: num_easy})
+
+        def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
+            return [read_draft(item, lesson.label_names, tag=tag) for tag, items in value.items() for item in items]
+
+        return await teacher.ask(
+            "generation", messages, schema, read, temperature=self.temperature, number=number
+        ) or []
+
+    def _question(self, lesson: Lesson, teacher: Teacher) -> tuple[Message, ...]:
+        earlier = lesson.analyses[-self.memory :] if self.memory else ()
+        return teacher.render("analysis", **self._samples(lesson), analyses=earlier)
+
+    def _samples(self, lesson: Lesson) -> dict[str, object]:
+        """Right and wrong ones, each at most `demonstrations`: the surest errors, the least sure hits."""
+        wrong = sorted((o for o in lesson.feedback if not o.right), key=lambda o: -o.confidence)
+        right = sorted((o for o in lesson.feedback if o.right), key=lambda o: o.confidence)
+        return {
+            "domain": lesson.task.domain,
+            "labels": lesson.label_names,
+            "wrong": [_shown(o, lesson) for o in wrong[: self.demonstrations]],
+            "right": [_shown(o, lesson) for o in right[: self.demonstrations]],
+        }
+
+
+def _answer(analysis: str) -> Message:
+    from genal_ray.llm import Message
+
+    return Message(role="assistant", content=analysis)
+
+
+def _shown(observation: Observation, lesson: Lesson) -> dict[str, object]:
+    return {
+        "text": observation.instance.student_input,
+        "label": lesson.label_names[observation.label],
+        "predicted": lesson.label_names[observation.predicted],
+        "confidence": observation.confidence,
+    }

@@ -1,0 +1,315 @@
+"""EvoKD over fake parts and a real HTTP server: who is told what, the ablations, faults, and going on after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import Calls, Crash, make_config, make_run
+from openai_server import MODEL, Answer, Server, serve, texts_of
+
+from genal_ray import loop
+from genal_ray.annotation import Annotation
+from genal_ray.annotators import Setting
+from genal_ray.annotators.llm import LLMAnnotator
+from genal_ray.errors import RunError, UserError
+from genal_ray.ledger import Ledger
+from genal_ray.llm.client import LLM
+from genal_ray.llm.endpoint import Endpoint
+from genal_ray.llm.journal import Journal
+from genal_ray.seeds import derive_seed
+from genal_ray.strategies.evokd import Evokd
+from genal_ray.types import Instance, LabeledInstance
+
+ANALYSIS = "the student confuses octopuses with trombones"
+
+
+def kind(body: dict[str, Any]) -> str:
+    """analysis, generation or labeling."""
+    keys = body["response_format"]["json_schema"]["schema"]["properties"]
+    return "analysis" if "analysis" in keys else "labeling" if "1" in keys else "generation"
+
+
+@dataclass
+class SimulatedTeacher:
+    """Writes numbered remarks; labels them by their number; misbehaves as it is told."""
+
+    fault_share: int = 0
+    """Every so manieth attempt fails; 0: none."""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    _attempts: int = 0
+
+    def __call__(self, body: dict[str, Any], before: int) -> Answer:
+        self._attempts += 1
+        if self.fault_share and before == 0 and self._attempts % self.fault_share == 0:
+            return [Answer(status=500), Answer(status=429, headers={"Retry-After": "0.01"}), Answer(drop=True)][
+                self._attempts // self.fault_share % 3
+            ]
+        self.bodies.append(body)
+        if kind(body) == "analysis":
+            return Answer(text=json.dumps({"analysis": ANALYSIS}), usage=(100, 20))
+        if kind(body) == "labeling":
+            return Answer(text=json.dumps({n: ("no", "yes")[number(t) % 2] for n, t in texts_of(body).items()}))
+        return Answer(text=json.dumps(self._written(body)), usage=(200, 50))
+
+    def _written(self, body: dict[str, Any]) -> dict[str, list[Any]]:
+        schema = body["response_format"]["json_schema"]["schema"]["properties"]
+        written: dict[str, list[Any]] = {}
+        for tag, items in schema.items():
+            numbers = [derive_seed(body["seed"], tag, i) for i in range(items["maxItems"])]
+            texts = [f"{n:x} remarks that {n}" for n in numbers]
+            with_labels = [{"text": text, "label": ("no", "yes")[number(text) % 2]} for text in texts]
+            written[tag] = texts if items["items"]["type"] == "string" else with_labels
+        return written
+
+    def of(self, purpose: str) -> list[dict[str, Any]]:
+        return [body for body in self.bodies if kind(body) == purpose]
+
+
+def number(text: str) -> int:
+    return int(text.split()[-1])
+
+
+def config_of(strategy: dict[str, Any] | str | None = None, **changes: Any) -> Any:
+    options = {"name": "evokd", "texts_per_call": 4}
+    values = {
+        "strategy": strategy if isinstance(strategy, str) else {**options, **(strategy or {})},
+        "budget": {"per_round": 6, "total": 22},
+        "acquisition": "random",
+        "generator": None,
+        "annotators": {"synthetic": "llm"},
+        "llm": {"model": MODEL, "max_reply_tokens": 200},
+        **changes,
+    }
+    return make_config(**values)
+
+
+def run_to_end(
+    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, config: Any, *, crash_at: str | None = None
+) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    monkeypatch.setenv("OPENAI_API_KEY", server.key)
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    calls = Calls()
+    calls.crash_at = crash_at
+    run = make_run(folder, config, calls, Counter())
+
+    async def work() -> None:
+        llm = LLM(config.llm, Endpoint(config.llm), Journal(folder / "llm" / "calls.jsonl").open())
+        labeler = LLMAnnotator().load(run.corpus, Setting(domain="remarks", seed=config.seed, llm=llm))
+        hidden = run.parts.annotation._labelers["real"]
+        ledger = Ledger(run.store.ledger_file, run.corpus.label_names).open()
+        annotation = Annotation({"real": hidden, "synthetic": ("llm", labeler)}, ledger, llm)
+        try:
+            await loop.run(replace(run, parts=replace(run.parts, annotation=annotation, llm=llm)))
+        finally:
+            await llm.close()
+
+    asyncio.run(work())
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def ledger(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "labels" / "ledger.jsonl").read_text().splitlines()]
+
+
+def test_a_run_spends_the_budget_on_written_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+    rows = ledger(tmp_path)
+    assert [row["origin"] for row in rows] == ["real"] * 4 + ["synthetic"] * 18
+    assert all(row["label"] == ("no", "yes")[number(row["text"]) % 2] for row in rows[4:])
+    assert [len(teacher.of(purpose)) for purpose in ("analysis", "generation", "labeling")] == [3, 6, 18]
+    for row in rounds[1:]:
+        assert (row["gen/num_hard"], row["gen/num_easy"], row["gen/num_kept"]) == (3, 3, 6)
+        # 120 for the analysis, 250 for each of two generations, 15 for each of six labels
+        assert row["llm/num_tokens"] == 120 + 500 + 90
+        assert 0 <= row["teach/batch_accuracy"] <= 1
+        assert row["teach/batch_accuracy"] * 6 == row["teach/hard_accuracy"] * 3 + row["teach/easy_accuracy"] * 3
+
+
+def test_the_labeling_conversation_knows_nothing_of_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        run_to_end(tmp_path, server, monkeypatch, config_of())
+    templates = {body["messages"][0]["content"] for body in teacher.of("labeling")}
+    assert len(templates) == 1, "one and the same for every text"
+    for body in teacher.of("labeling"):
+        said = json.dumps(body["messages"])
+        for word in ("octopus", "trombone", "hard", "easy", "student", "wrong", "analysis"):
+            assert word not in said
+        assert len(body["messages"]) == 2
+        assert len(texts_of(body)) == 1
+
+
+def test_texts_are_written_in_the_conversation_of_the_analysis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        run_to_end(tmp_path, server, monkeypatch, config_of())
+    analyses, generations = teacher.of("analysis"), teacher.of("generation")
+    for i, body in enumerate(generations):
+        turns = body["messages"]
+        assert [turn["role"] for turn in turns] == ["system", "user", "assistant", "user"]
+        assert turns[:2] == analyses[i // 2]["messages"]
+        assert turns[2]["content"] == ANALYSIS
+    first = analyses[0]["messages"][1]["content"]
+    assert "It got these right" in first
+    assert all(f"remark number {i} of 20" in first for i in range(4))
+    assert ANALYSIS not in first
+    assert ANALYSIS in analyses[1]["messages"][1]["content"], "it remembers its last analysis"
+    written = {row["text"] for row in ledger(tmp_path) if row["round"] == 1}
+    assert all(text in analyses[1]["messages"][1]["content"] for text in written), "the new errors come back"
+
+
+@pytest.mark.parametrize(
+    ("ablation", "expected"),
+    [
+        ({"hard_share": 1.0}, {"gen/num_hard": 6.0, "gen/num_easy": None}),
+        ({"hard_share": 0.0}, {"gen/num_hard": None, "gen/num_easy": 6.0}),
+        ({"analysis": False}, {"gen/num_hard": 3.0, "gen/num_easy": 3.0}),
+        ({"labeling": "merged"}, {"gen/num_hard": 3.0, "gen/num_easy": 3.0}),
+    ],
+    ids=["no_easy", "no_hard", "no_analysis", "merged_labeling"],
+)
+def test_ablations_are_one_switch_each(
+    ablation: dict[str, Any], expected: dict[str, float | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of(ablation))
+    assert rounds[-1]["al/num_labels"] == 22
+    assert {name: rounds[-1].get(name) for name in expected} == expected
+    first = teacher.of("generation")[0]["messages"]
+    if "analysis" in ablation:
+        assert teacher.of("analysis") == []
+        assert [turn["role"] for turn in first] == ["system", "user"]
+        assert "remark number 0 of 20" in first[1]["content"]
+    if "labeling" in ablation:
+        assert teacher.of("labeling") == []
+        assert {row["annotator"] for row in ledger(tmp_path)} == {"hidden", "writer"}
+        assert all(row["label"] == ("no", "yes")[number(row["text"]) % 2] for row in ledger(tmp_path)[4:])
+    if "hard_share" in ablation:
+        gone = "easy" if ablation["hard_share"] else "hard"
+        assert f'"{gone}"' not in first[-1]["content"]
+
+
+@pytest.mark.parametrize("crash_at", ["annotate:1", "observe:1", "observe:3", "score:2", "student:3"])
+def test_a_run_that_was_cut_off_pays_for_no_call_twice(
+    crash_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(llm={"model": MODEL, "max_reply_tokens": 200, "max_retries": 3})
+    with serve(SimulatedTeacher()) as server:
+        run_to_end(tmp_path / "whole", server, monkeypatch, config)
+        expected = ledger(tmp_path / "whole")
+    teacher = SimulatedTeacher(fault_share=5)
+    with serve(teacher) as server:
+        with pytest.raises(Crash):
+            run_to_end(tmp_path / "cut", server, monkeypatch, config, crash_at=crash_at)
+        run_to_end(tmp_path / "cut", server, monkeypatch, config)
+    assert sorted(ledger(tmp_path / "cut"), key=lambda row: row["id"]) == sorted(expected, key=lambda row: row["id"])
+    assert set(server.paid.values()) == {1}
+    assert sum(server.attempts.values()) > len(server.paid), "some calls failed on the way"
+
+
+def test_replies_that_cannot_be_read_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, broken = SimulatedTeacher(), Counter[str]()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        broken[kind(body)] += 1
+        if kind(body) == "analysis" and broken["analysis"] <= 3:
+            return Answer(text="It confuses things.")  # the first round goes without
+        if kind(body) == "generation" and broken["generation"] in (1, 4):
+            return Answer(text='{"hard": [], "soft": []}')
+        return teacher(body, before)
+
+    with serve(behave) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert rounds[-1]["al/num_labels"] == 22
+    assert rounds[1]["llm/num_not_json"] == 3
+    assert sum(row["llm/num_wrong_schema"] for row in rounds[1:]) == 2
+    assert [turn["role"] for turn in teacher.of("generation")[0]["messages"]] == ["system", "user"]
+
+
+@pytest.mark.parametrize("labeling", ["merged", "separate"])
+def test_direct_generation_asks_for_every_label_in_turn(
+    labeling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        config = config_of({"name": "direct", "labeling": labeling})
+        rounds = run_to_end(tmp_path, server, monkeypatch, config)
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+    said = [body["messages"][1]["content"] for body in teacher.of("generation")]
+    assert Counter(text.count("with the label yes, each") for text in said) == {0: 3, 1: 3}
+    assert any("remark number 0 of 20" in text for text in said)
+    assert all("student" not in text for text in said)
+    rows = ledger(tmp_path)[4:]
+    if labeling == "merged":
+        assert teacher.of("labeling") == []
+        assert Counter(row["label"] for row in rows) == {"no": 9, "yes": 9}
+        assert {row["annotator"] for row in rows} == {"writer"}
+    else:
+        assert len(teacher.of("labeling")) == 18
+
+
+def test_rephrased_texts_keep_their_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of(strategy="auggpt"))
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+    said = Counter(body["messages"][1]["content"].splitlines()[0] for body in teacher.of("generation"))
+    assert set(said) == {json.dumps(f"remark number {i} of 20") for i in range(4)}
+    initial, written = ledger(tmp_path)[:4], ledger(tmp_path)[4:]
+    assert {row["label"] for row in written} == {row["label"] for row in initial}
+    assert {row["annotator"] for row in written} == {"writer"}
+
+
+def test_a_teacher_that_writes_nothing_ends_the_run_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SimulatedTeacher()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return Answer(text=None, refusal="no") if kind(body) == "generation" else teacher(body, before)
+
+    with serve(behave) as server, pytest.raises(RunError, match="round 1: nothing can be labeled"):
+        run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert len(ledger(tmp_path)) == 4
+
+
+def test_what_the_student_is_trained_on() -> None:
+    def item(i: int, round: int) -> LabeledInstance:
+        return LabeledInstance(instance=Instance(id=f"s-{i}", text=str(i)), label=0, annotator="llm", round=round)
+
+    labeled = [item(i, i // 4) for i in range(16)]  # rounds 0 to 3
+    ids = lambda strategy: [i.instance.id for i in strategy.training_set(labeled, 3, 0)]  # noqa: E731
+    assert ids(Evokd()) == [f"s-{i}" for i in range(16)]
+    twice = Counter(ids(Evokd(repeats=2)))
+    assert twice == {f"s-{i}": 2 if i >= 12 else 1 for i in range(16)}
+    half = ids(Evokd(review=0.5))
+    assert half[:4] == [f"s-{i}" for i in range(4)]
+    assert half[-4:] == [f"s-{i}" for i in range(12, 16)]
+    assert len(half) == len(set(half)) == 12
+    assert ids(Evokd(review=0.0)) == [f"s-{i}" for i in (*range(4), *range(12, 16))]
+    assert [i.instance.id for i in Evokd(repeats=3).training_set(labeled[:4], 0, 0)] == [f"s-{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"llm": None}, "llm: missing"),
+        ({"generator": {"model": "m"}}, "generator: must be null: strategy evokd"),
+        ({"annotators": {"synthetic": None}}, "annotators.synthetic: missing"),
+    ],
+)
+def test_wrong_settings_are_explained(changes: dict[str, Any], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        config_of(**changes)
+    config_of({"labeling": "merged"}, annotators={"synthetic": None})
