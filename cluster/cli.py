@@ -214,6 +214,33 @@ def plan(
         typer.echo(planned.as_text())
 
 
+@app.command(epilog="Example: genal-ray prompts reviews.yaml --set strategy.name=evokd")
+def prompts(
+    config: Config,
+    overrides: Overrides = None,
+    copy_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="copy the templates there instead, for llm.prompts")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What the models of a configuration would be told in round 1, with its own data; asks nothing."""
+    from genal_ray.prompt_preview import copy_templates, preview
+
+    if copy_to is not None:
+        for path in copy_templates(copy_to):
+            typer.echo(path)
+        return
+    conversations = preview(load_config(config, overrides or []))
+    if as_json:
+        _print_json({"conversations": [asdict(conversation) for conversation in conversations]})
+        return
+    for conversation in conversations:
+        for message in conversation.messages:
+            typer.echo(f"--- {conversation.purpose}, {message.role}\n{message.content}\n")
+        if conversation.schema is not None:
+            typer.echo(f"--- {conversation.purpose}, schema of the reply\n{json.dumps(conversation.schema)}\n")
+
+
 @app.command(epilog="Example: genal-ray presets --json")
 def presets(as_json: AsJson = False) -> None:
     """The configurations that ship."""

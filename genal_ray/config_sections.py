@@ -118,9 +118,9 @@ class DataConfig(Section):
     initial_labeled: Part = Field(0.1, description="initial labeled set: share of the pool, or count")
     initial_method: Literal["random", "stratified", "balanced", "kmeans"] = Field(
         "random",
-        description="stratified: labels spread as in the pool, which a real cold start does not know; balanced: as many of "
-        "each label, k-shot with k times their number; kmeans: one text "
-        "from each cluster of the pool's pretrained encodings, without labels",
+        description="stratified: labels spread as in the pool, which a real cold start does not know; balanced: as "
+        "many of each label, k-shot with k times their number; kmeans: one text from each cluster of the pool's "
+        "pretrained encodings, without labels",
     )
     evaluation_size: Part = Field(1.0, description="share or count of the evaluation split")
 

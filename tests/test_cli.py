@@ -204,6 +204,27 @@ def test_interrupt_before_the_run_begins(
     assert "interrupted" in capsys.readouterr().err
 
 
+def test_prompts_are_shown_with_the_data_of_the_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prompts", "demo"]) == 0
+    assert "come up with a new example" in capsys.readouterr().out
+    llm = ["--set", "llm={model: m}", "--set", "annotators.synthetic={name: llm, texts_per_call: 2}"]
+    evokd = ["--set", "strategy={name: evokd, texts_per_call: 6}", "--set", "generator=null", *llm]
+    assert main(["prompts", "demo", *evokd, "--json"]) == 0
+    conversations = json.loads(capsys.readouterr().out)["conversations"]
+    assert [c["purpose"] for c in conversations] == ["analysis", "generation", "labeling"]
+    assert [len(c["messages"]) for c in conversations] == [2, 4, 2]
+    assert "customer messages" in conversations[0]["messages"][1]["content"]
+    assert list(conversations[2]["schema"]["properties"]) == ["1", "2"]
+    assert main(["prompts", "demo", "--copy-to", str(tmp_path)]) == 0
+    (tmp_path / "classification" / "labeling.jinja").write_text("{% block user %}label {{ texts[0] }}{% endblock %}")
+    capsys.readouterr()
+    assert main(["prompts", "demo", *evokd, "--set", f"llm.prompts={tmp_path}"]) == 0
+    assert "--- labeling, user\nlabel " in capsys.readouterr().out
+    assert "exists already" in refused(capsys, "prompts", "demo", "--copy-to", str(tmp_path))
+
+
 def test_unknown_engine_argument_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--output-dir", str(tmp_path / "run"), "--set", "generator.engine.max_num_batched_tokns=64"]
     assert "did you mean 'max_num_batched_tokens'?" in refused(capsys, "plan", "demo", *options)

@@ -15,6 +15,7 @@ PATHS = {
     "generator.model": "/models/lm",
     "annotators.synthetic.path": "/models/annotator",
 }
+LLM = {"llm.model": "teacher"}
 
 ASKS_FOR = {
     "demo": [],
@@ -24,6 +25,7 @@ ASKS_FOR = {
     "sst2-cpu": list(PATHS),
     "ag_news-cpu": list(PATHS),
     "qnli-cpu": list(PATHS),
+    "sst2-evokd": list(LLM),
 }
 
 
@@ -33,11 +35,13 @@ def test_presets_are_those_documented() -> None:
 
 @pytest.mark.parametrize("name", presets())
 def test_preset_is_whole_and_named_after_its_file(name: str) -> None:
-    config = load_config(name, [f"{key}={PATHS[key]}" for key in ASKS_FOR[name]])
+    config = load_config(name, [f"{key}={(PATHS | LLM)[key]}" for key in ASKS_FOR[name]])
     assert config.name == name
-    assert config.learns
-    assert config.generator is not None
-    assert config.generator.weight_transfer == "auto"
+    assert config.writes
+    if config.strategy.name == "signal":
+        assert config.learns
+        assert config.generator is not None
+        assert config.generator.weight_transfer == "auto"
     budget = resolve_budget(config, 100 if name != "demo" else 300)
     assert budget.num_rounds >= 5
 

@@ -60,6 +60,29 @@ class LLMAnnotator(Annotator):
                 f"{', '.join(corpus.label_names)})"
             )
 
+    @property
+    def sampling_temperature(self) -> float:
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.samples == 1 else 0.7
+
+    def answers(self, label_names: Sequence[str]) -> tuple[str, ...]:
+        """What the model may say of a text."""
+        return (*label_names, ABSTENTION) if self.abstain else tuple(label_names)
+
+    def conversation(
+        self, prompts: Prompts, label_names: Sequence[str], domain: str, group: Sequence[Instance]
+    ) -> tuple[Message, ...]:
+        """What is said to have a group of texts labeled: the texts and the labels, nothing of where they come from."""
+        return prompts.render(
+            "classification/labeling",
+            domain=domain,
+            labels=label_names,
+            descriptions=self.descriptions,
+            abstain=ABSTENTION if self.abstain else None,
+            texts=[instance.student_input for instance in group],
+        )
+
     def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         llm = setting.llm
         assert llm is not None, "checked with the configuration"
@@ -110,36 +133,19 @@ class LLMLabeler:
         return await self.llm.ask(self._requests(group, sample), read) or {}
 
     def _requests(self, group: Sequence[Instance], sample: int) -> Iterator[Request]:
-        messages = self._messages(group)
-        schema = reply_schema(len(group), self._answers)
         options = self.options
-        temperature = options.temperature
-        if temperature is None:
-            temperature = 0.0 if options.samples == 1 else 0.7
+        messages = options.conversation(self.prompts, self.label_names, self.domain, group)
+        schema = reply_schema(len(group), options.answers(self.label_names))
         for ask in count():
             yield Request(
                 purpose=PURPOSE,
                 model=options.model or self.llm.config.model,
                 messages=messages,
                 schema=schema,
-                temperature=temperature,
+                temperature=options.sampling_temperature,
                 max_tokens=self.llm.config.max_reply_tokens,
                 seed=derive_seed(self.seed, PURPOSE, sample, ask),
             )
-
-    def _messages(self, group: Sequence[Instance]) -> tuple[Message, ...]:
-        return self.prompts.render(
-            "classification/labeling",
-            domain=self.domain,
-            labels=self.label_names,
-            descriptions=self.options.descriptions,
-            abstain=ABSTENTION if self.options.abstain else None,
-            texts=[instance.student_input for instance in group],
-        )
-
-    @property
-    def _answers(self) -> tuple[str, ...]:
-        return (*self.label_names, ABSTENTION) if self.options.abstain else self.label_names
 
     def _decided(self, votes: Counter[str]) -> int | None:
         """The label with the most votes, if it has enough of all samples and no other has as many."""
