@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -240,6 +241,26 @@ def test_every_kind_of_malformed_reply_is_named(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(Malformed) as caught:
             read_json(reply, SCHEMA)
         assert caught.value.fault == fault, answer
+
+
+def test_ten_of_each_kind_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """230 malformed replies of 23 kinds and 20 good ones: each is accepted, or rejected under its name."""
+    answers = [*(answer for _, answer in MALFORMED * 10), *[Answer(text='{"n": 1}')] * 20]
+
+    async def work(config: LLMConfig) -> tuple[list[int | None], LLM]:
+        llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
+        asked = (llm.ask([request(seed=i)], lambda value: int(value["n"])) for i in range(len(answers)))
+        try:
+            return await asyncio.gather(*asked), llm
+        finally:
+            await llm.close()
+
+    with serve(lambda body, before: answers[body["seed"]]) as server:
+        values, llm = asyncio.run(work(configured(server, monkeypatch)))
+    expected = Counter(fault for fault, _ in MALFORMED * 10)
+    assert llm.usage.faults == expected
+    assert [value for value in values if value is not None] == [1] * 20
+    assert len(values) == llm.usage.num_calls == expected.total() + 20
 
 
 @given(st.text())

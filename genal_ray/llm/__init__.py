@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from genal_ray.errors import RunError
@@ -42,11 +42,21 @@ class Request:
     """Longest reply in tokens."""
     seed: int
     """Sampling seed; asking again for another reply takes another seed."""
+    key: str = field(init=False)
+    """64 hex digits that tell this question from all others."""
 
-    @property
-    def key(self) -> str:
-        """64 hex digits that tell this question from all others."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        parts = [
+            self.purpose,
+            self.model,
+            [(message.role, message.content) for message in self.messages],
+            self.schema,
+            self.temperature,
+            self.max_tokens,
+            self.seed,
+        ]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        object.__setattr__(self, "key", digest)
 
     @property
     def most_prompt_tokens(self) -> int:

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from aiolimiter import AsyncLimiter
 
 from genal_ray.config_llm import LLMConfig
-from genal_ray.llm import Backend, Reply, Request
+from genal_ray.llm import Backend, LLMError, Reply, Request
 from genal_ray.llm.journal import Journal
 from genal_ray.llm.limits import Purse, Spending
 from genal_ray.llm.replies import Fault, Malformed, read_json
 
 T = TypeVar("T")
+
+CLOSE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,7 @@ class LLM:
         self._spent_before = self._purse.spent
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._num_calls = self._num_attempts = 0
+        self._closing = False
         self._faults: Counter[Fault] = Counter()
 
     @property
@@ -81,7 +84,7 @@ class LLM:
         if task is None:
             task = asyncio.ensure_future(self._call(request))
             self._under_way[request.key] = task
-            task.add_done_callback(lambda _: self._under_way.pop(request.key))
+            task.add_done_callback(lambda done: self._ended(request.key, done))
         return await task
 
     async def ask(self, requests: Iterable[Request], read: Callable[[Any], T]) -> T | None:
@@ -98,15 +101,26 @@ class LLM:
         return None
 
     async def close(self) -> None:
+        """Begin no further calls, and keep the replies of those under way: they are paid for."""
+        self._closing = True
+        if self._under_way:
+            await asyncio.wait(self._under_way.values(), timeout=min(self.config.timeout_s, CLOSE_TIMEOUT_S))
         await self._backend.close()
+
+    def _ended(self, key: str, task: asyncio.Task[Reply]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever waits is told; nobody may be left after a failure elsewhere
 
     async def _call(self, request: Request) -> Reply:
         async with self._slots, self._purse.call(request) as paid:
+            if self._closing:
+                raise LLMError("the run ends: no further calls")
             if self._limiter is not None:
                 await self._limiter.acquire(request.most_prompt_tokens + request.max_tokens)
             reply = await self._backend.complete(request)
             paid.append(reply)
             self._num_calls += 1
             self._num_attempts += reply.attempts
-            await self._journal.record(request, reply)
+        await self._journal.record(request, reply)  # the next call is under way meanwhile
         return reply

@@ -45,7 +45,7 @@ class Journal:
         for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
-                self._replies[row["key"]] = Reply(**row["reply"])
+                self._replies[row["request"]["key"]] = Reply(**row["reply"])
             except (ValueError, KeyError, TypeError) as error:
                 raise UserError(
                     f"{self._path}, line {number}: not a call of this run ({error}); restore the file from a copy, or "
@@ -63,7 +63,7 @@ class Journal:
 
     async def record(self, request: Request, reply: Reply) -> None:
         """Keep a reply; it is on disk when this returns."""
-        row = {"key": request.key, "time": time.time(), "request": asdict(request), "reply": asdict(reply)}
+        row = {"time": time.time(), "request": asdict(request), "reply": asdict(reply)}
         self._waiting.append(json.dumps(row) + "\n")
         self._num_given += 1
         mine = self._num_given

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NoReturn
 
-import jsonschema
+from jsonschema import Draft202012Validator
 
 from genal_ray.llm import Reply
 
@@ -51,10 +51,9 @@ def read_json(reply: Reply, schema: Mapping[str, Any]) -> Any:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
         raise Malformed(Fault.NOT_TEXT, str(error)) from error
-    try:
-        jsonschema.validate(value, schema)
-    except jsonschema.ValidationError as error:
-        raise Malformed(Fault.WRONG_SCHEMA, error.message) from error
+    wrong = next(Draft202012Validator(schema).iter_errors(value), None)
+    if wrong is not None:
+        raise Malformed(Fault.WRONG_SCHEMA, wrong.message)
     return value
 
 
