@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from genal_ray.loop import Run
 
 
+_KINDS = {"real": "real", "synthetic": "written"}
+
+
 class AnalysisCodec:
     """What a chat model found; None when no reply could be read."""
 
@@ -86,19 +89,28 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
 async def observe(
     run: Run, folder: Round, student: StudentFit, batch: Sequence[LabeledInstance], candidates: Sequence[Candidate]
 ) -> StageResult[dict[str, tuple[int, float]]]:
-    """What the student makes of the newest labels; `candidates` tell what each was asked to be."""
+    """What the student makes of the newest labels, and of those that it was trained on.
+
+    `candidates` tell what each text of the batch was asked to be. Figures, each a share of right answers:
+    `teach/batch_accuracy`, `teach/<tag>_accuracy`, and of the labels before the batch `teach/trained_real_accuracy` and
+    `teach/trained_written_accuracy`.
+    """
     tags = {c.instance.id: c.completion.tag for c in candidates if c.instance is not None}
+    newest = {item.instance.id for item in batch}
 
     async def work(progress: Progress) -> tuple[dict[str, tuple[int, float]], Mapping[str, float]]:
-        probs = await run.parts.scorer.predict([item.instance for item in batch], student, progress)
-        predicted = probs.argmax(axis=1)
-        right = predicted == np.array([item.label for item in batch])
-        tag_of = np.array([tags.get(item.instance.id, "") for item in batch])
-        figures = {"teach/batch_accuracy": float(right.mean())}
-        for tag in sorted(set(tag_of.tolist()) - {""}):
-            figures[f"teach/{tag}_accuracy"] = float(right[tag_of == tag].mean())
-        rows = zip(batch, predicted.tolist(), probs.max(axis=1).tolist(), strict=True)
-        return {item.instance.id: (label, confidence) for item, label, confidence in rows}, figures
+        labeled = run.pools.labeled
+        probs = await run.parts.scorer.predict([item.instance for item in labeled], student, progress)
+        found = dict(zip((item.instance.id for item in labeled), probs, strict=True))
+        right: dict[str, list[bool]] = {}
+        for item in labeled:
+            id = item.instance.id
+            groups = ["batch", tags.get(id, "")] if id in newest else [f"trained_{_KINDS[item.instance.origin]}"]
+            for group in filter(None, groups):
+                right.setdefault(group, []).append(bool(found[id].argmax() == item.label))
+        figures = {f"teach/{group}_accuracy": float(np.mean(values)) for group, values in sorted(right.items())}
+        predicted = {id: (int(found[id].argmax()), float(found[id].max())) for id in (i.instance.id for i in batch)}
+        return predicted, figures
 
     return await run.stage(folder, "observe", ObservationCodec(), work)
 

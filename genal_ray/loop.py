@@ -29,6 +29,7 @@ from genal_ray.budget import Budget
 from genal_ray.collapse import decide, policies_to_keep
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
+from genal_ray.diagnosis import advice, diagnose
 from genal_ray.errors import RunError
 from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
@@ -426,9 +427,14 @@ def _commit(
     metrics |= _llm_usage(stages.values())
     metrics |= extra or {}
     metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
+    if run.config.observes:
+        metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
     report = RoundReport(round=number, metrics=metrics)
     run.store.commit(report)
     run.store.prune(
         keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
     )
     run.observer.committed(report)
+    if run.config.observes:
+        for sentence in advice(reports, report):
+            run.observer.note(sentence)
