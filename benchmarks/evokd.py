@@ -1,0 +1,182 @@
+"""EvoKD, its ablations and its baselines against a simulated teacher: accuracy per iteration, as a share of full-shot.
+
+    python benchmarks/evokd.py --data ../shared/data --out runs/evokd [--sets sst2,ag_news] [--shots 1,5] [--seeds 3]
+
+For each data set the training split is cut in two: rows that the runs may see, and hidden rows from which
+`simulated_teacher.py` answers (read there what it is, and what it is not). Each method then runs through
+`genal-ray compare` from the same k-shot sets. full-shot is the student on all rows that the runs may see. Everything
+goes on where it was cut off, but the teacher then begins anew with its hidden texts. Writes OUT/<set>-<k>/ (comparison
+directories) and OUT/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+METHODS = (
+    "k-shot,evokd,evokd-no-easy,evokd-no-hard,evokd-no-analysis,evokd-merged-labeling,direct,auggpt,full-shot"
+)
+HERE = Path(__file__).resolve().parent
+MODEL = "simulated-teacher"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSet:
+    domain: str
+    evaluation: str
+    """File of the held-out rows."""
+    max_length: int = 64
+
+
+SETS = {
+    "sst2": DataSet(domain="movie reviews", evaluation="validation.jsonl"),
+    "ag_news": DataSet(domain="news articles", evaluation="test.jsonl"),
+    "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data sets as JSON lines")
+    parser.add_argument("--out", type=Path, default=Path("runs/evokd"))
+    parser.add_argument("--sets", default="sst2", help=f"of {', '.join(SETS)}")
+    parser.add_argument("--shots", default="1,5", help="labeled texts per class at the start")
+    parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--per-iteration", type=int, default=32, help="labels")
+    parser.add_argument("--rows", type=int, default=2000, help="that runs may see: full-shot is trained on them")
+    parser.add_argument("--hidden-rows", type=int, default=4000, help="of the teacher")
+    parser.add_argument("--evaluation-rows", type=int, default=800)
+    parser.add_argument("--error-rate", type=float, default=0.05, help="of the teacher's labels")
+    parser.add_argument("--parallel", type=int, help="runs at a time")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs")
+    args = parser.parse_args()
+    out, places = args.out.resolve(), []
+    for name in args.sets.split(","):
+        folder = split(name, args.data, out / "data" / name, args)
+        for shots in args.shots.split(","):
+            places.append((f"{name}, {shots}-shot", out / f"{name}-{shots}"))
+            config = write_config(name, folder, int(shots), args)
+            with teacher(folder / "hidden.jsonl", args.error_rate) as url:
+                compare(config, places[-1][1], [*args.set, f"llm.base_url={url}"], args)
+            publish(out, places)
+
+
+def split(name: str, data: Path, folder: Path, args: argparse.Namespace) -> Path:
+    """Rows for the runs, held-out rows and the teacher's, as files of their own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = read(data / name / "train.jsonl.gz")
+    order = np.random.default_rng(0).permutation(len(rows))
+    parts = {
+        "train": [rows[i] for i in order[: args.rows]],
+        "hidden": [rows[i] for i in order[args.rows :][: args.hidden_rows]],
+        "evaluation": read(data / name / SETS[name].evaluation)[: args.evaluation_rows],
+    }
+    for part, content in parts.items():
+        lines = [json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in content]
+        (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    data = path.read_bytes()
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_config(name: str, folder: Path, shots: int, args: argparse.Namespace) -> Path:
+    num_labels = len({row["label"] for row in read(folder / "train.jsonl")})
+    initial = shots * num_labels
+    values = {
+        "task": {"domain": SETS[name].domain},
+        "data": {
+            "source": str(folder),
+            "train": "train.jsonl",
+            "evaluation": "evaluation.jsonl",
+            "initial_labeled": initial,
+            "initial_method": "balanced",
+        },
+        "budget": {"per_round": args.per_iteration, "total": initial + args.iterations * args.per_iteration},
+        "strategy": "evokd",
+        "acquisition": "random",
+        "annotators": {"synthetic": {"name": "llm", "texts_per_call": 8}},
+        # One call at a time: the teacher hands out each hidden text once, so their order matters.
+        "llm": {"model": MODEL, "concurrency": 1},
+        "student": {
+            "model": "minilm",
+            "max_length": SETS[name].max_length,
+            "learning_rate": 1e-4,
+            "min_steps": 100,
+            "batch_size": 8,
+        },
+    }
+    path = folder / f"{shots}-shot.yaml"
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return path
+
+
+@contextmanager
+def teacher(hidden: Path, error_rate: float) -> Iterator[str]:
+    command = [sys.executable, str(HERE / "simulated_teacher.py"), str(hidden), "--error-rate", str(error_rate)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespace) -> None:
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    parallel = ["--parallel", str(args.parallel)] if args.parallel else []
+    words = ["compare", str(config), "--methods", args.methods, "--seeds", str(args.seeds), *overrides, *parallel]
+    command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())", *words]
+    environment = {"OPENAI_API_KEY": "none", **os.environ}
+    subprocess.run([*command, "--out", str(out)], check=True, env=environment)
+
+
+def publish(out: Path, places: list[tuple[str, Path]]) -> None:
+    """Accuracy per iteration, its share of full-shot, and tokens, mean and standard deviation over the seeds."""
+    pages = []
+    for title, place in places:
+        runs: dict[str, list[list[dict[str, float]]]] = {}
+        for metrics in sorted(place.glob("runs/*/seed-*/metrics.jsonl")):
+            rounds = [json.loads(line) for line in metrics.read_text().splitlines()]
+            runs.setdefault(metrics.parts[-3], []).append(rounds)
+        full = np.mean([rounds[-1]["al/accuracy"] for rounds in runs.get("full-shot", [])] or [np.nan])
+        iterations = max(len(rounds) for found in runs.values() for rounds in found)
+        head = ["method", *(f"iteration {i}" for i in range(iterations)), "share of full-shot", "thousand tokens"]
+        lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for method, found in runs.items():
+            cells = [at(found, i) for i in range(iterations)]
+            last = np.mean([rounds[-1]["al/accuracy"] for rounds in found])
+            tokens = np.mean([sum(row.get("llm/num_tokens", 0) for row in rounds) for rounds in found]) / 1000
+            lines.append("| " + " | ".join([method, *cells, f"{100 * last / full:.0f}%", f"{tokens:.1f}"]) + " |")
+        pages.append("\n".join(lines) + "\n")
+    (out / "results.md").write_text("\n".join(pages), encoding="utf-8")
+    print(out / "results.md")
+
+
+def at(found: list[list[dict[str, float]]], iteration: int) -> str:
+    values = [100 * rounds[iteration]["al/accuracy"] for rounds in found if len(rounds) > iteration]
+    if not values:
+        return ""
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
