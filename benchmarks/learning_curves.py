@@ -16,7 +16,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-METHODS = "random,entropy,bertkm,badge,cal,signal,signal-no-ppo,best-of-n"
+METHODS = "random,entropy,bertkm,badge,cal,signal,signal-no-ppo"
+
+BEST_OF_64 = (
+    "best-of-64:strategy={name: best_of_n, candidates_per_label: 1.0, samples_per_candidate: 64},learner.name=none"
+)
+"""Rejection sampling. `signal` and `signal-no-ppo` write 8 texts per label and label the best, so that the latter is
+best-of-8 already: here are 8 times as many instead of learning."""
 
 STUDENT = ("student.learning_rate=1e-4", "student.min_steps=100", "student.batch_size=8")
 """A quarter of the presets' training, as accurate on 67 labels: the 330 students of a panel are what takes the time."""
@@ -74,6 +80,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/curves"))
     parser.add_argument("--panels", default="sst2-0.1,ag_news-0.1,sst2-1", help=f"of {', '.join(PANELS)}")
     parser.add_argument("--methods", default=METHODS)
+    parser.add_argument("--method", action="append", metavar="NAME:key=value,...", help=f"default: {BEST_OF_64}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, help="runs at a time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all panels")
@@ -104,9 +111,10 @@ def compare(name: str, panel: Panel, args: argparse.Namespace) -> bool:
         *args.set,
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
+    own = [part for method in args.method or [BEST_OF_64] for part in ("--method", method)]
     parallel = ["--parallel", str(args.parallel)] if args.parallel else []
     return genal_ray(
-        "compare", panel.preset, "--methods", args.methods, "--seeds", str(args.seeds), *overrides, *parallel,
+        "compare", panel.preset, "--methods", args.methods, *own, "--seeds", str(args.seeds), *overrides, *parallel,
         "--title", panel.title, "--out", str(args.out.resolve() / name),
     )  # fmt: skip
 
