@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from actors.generator import GeneratorService
+from actors.generator_chat import ServedModel
 from actors.learner import LearnerGroup
 from actors.scorer import ScorerPool
 from actors.student import RayStudent
@@ -123,7 +124,7 @@ class Driver:
             if learner is not None:
                 starts.append(learner.start(resumed.learned))
                 stack.push_async_callback(learner.stop)
-            llm = None if config.llm is None else self._chat_model(config.llm)
+            llm = None if config.llm is None else self._chat_model(config.llm, generator)
             if llm is not None:
                 stack.push_async_callback(llm.close)
             annotating = asyncio.to_thread(self._annotation, corpus, ledger, llm)
@@ -138,10 +139,14 @@ class Driver:
                 llm=llm,
             )
 
-    def _chat_model(self, config: LLMConfig) -> LLM:
+    def _chat_model(self, config: LLMConfig, generator: GeneratorService | None) -> LLM:
+        journal = Journal(self._store.path / "llm" / "calls.jsonl").open()
+        if config.backend == "generator":
+            assert generator is not None, "checked with the configuration"
+            return LLM(config, ServedModel(generator), journal)
         from genal_ray.llm.endpoint import Endpoint  # imports the client library
 
-        return LLM(config, Endpoint(config), Journal(self._store.path / "llm" / "calls.jsonl").open())
+        return LLM(config, Endpoint(config), journal)
 
     def _annotation(self, corpus: Corpus, ledger: Ledger, llm: LLM | None) -> Annotation:
         annotators = {"real": self._config.annotators.real, "synthetic": self._config.annotators.synthetic}

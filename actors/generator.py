@@ -20,11 +20,12 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
 from actors.generator_engine import check_engine_args, model_location, replica_env
-from actors.generator_replica import BrokenReplicaError, GenerateRequest, GeneratorReplica
+from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRequest, GeneratorReplica
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
+from genal_ray.llm import Reply, Request
 from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 DEPLOYMENT = "generator"
@@ -98,7 +99,7 @@ class GeneratorService:
             nonlocal done
             request = GenerateRequest(prompts=tuple(piece), policy=self._policy, greedy=greedy)
             async with self._in_flight:
-                completions = await self._request(request)
+                completions: list[Completion] = await self._request("generate", request, f"{len(piece)} prompts")
             done += len(completions)
             if progress is not None:
                 progress(done, len(prompts))
@@ -110,6 +111,12 @@ class GeneratorService:
         finally:
             for task in tasks:
                 task.cancel()
+
+    async def chat(self, request: Request) -> Reply:
+        """The reply of the current policy to a conversation. Raises RunError as `generate` does, LLMError for one that
+        does not fit into the context."""
+        reply: Reply = await self._request("chat", ChatRequest(request=request, policy=self._policy), "a conversation")
+        return reply
 
     async def load_policy(
         self, policy: PolicyUpdate, send: Callable[[], Awaitable[object]] | None = None
@@ -201,14 +208,13 @@ class GeneratorService:
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
-    async def _request(self, request: GenerateRequest) -> list[Completion]:
+    async def _request(self, method: str, request: object, what: str) -> Any:
         trouble = ""
         try:
             async with asyncio.timeout(self._config.timeout_s):
                 for attempt in range(MAX_ATTEMPTS):
                     try:
-                        completions: list[Completion] = await self._handle.generate.remote(request)
-                        return completions
+                        return await getattr(self._handle, method).remote(request)
                     except RayTaskError as error:
                         if not isinstance(error.cause, BrokenReplicaError):
                             raise _own_error(error) from error
@@ -221,7 +227,7 @@ class GeneratorService:
             known = [f"replica {r.replica}: {r.error}" for r in reports if r.error is not None]
             known += [f"Serve: {(await self._serve_status())[1]}"] + ([trouble] if trouble else [])
             raise RunError(
-                f"{len(request.prompts)} prompts were not completed within generator.timeout_s = "
+                f"{what} were not completed within generator.timeout_s = "
                 f"{self._config.timeout_s:g} s ({'; '.join(known)})"
             ) from None
         raise RunError(f"generator replicas failed {MAX_ATTEMPTS} times on the same request, the last time: {trouble}")

@@ -115,6 +115,7 @@ def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "actors.weight_engine.PolicyWorker",
         "disable_log_stats": True,
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if on_gpu:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray import serve
 from ray.actor import ActorHandle
 
+from actors.generator_chat import chat_reply, chat_sampling, prompt_token_ids
 from actors.generator_engine import engine_args
 from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, resolve_backend
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import RunError, StalePolicyError, UserError
+from genal_ray.llm import LLMError, Reply, Request
 from genal_ray.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -39,6 +42,15 @@ class GenerateRequest:
     """The policy that must write the completions."""
     greedy: bool = False
     """Take the likeliest token instead of sampling; for evaluation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A conversation for one replica."""
+
+    request: Request
+    policy: PolicyRef
+    """The policy that must answer."""
 
 
 class BrokenReplicaError(RunError):
@@ -94,6 +106,22 @@ class GeneratorReplica:
             self._idle.clear()
         try:
             return list(await asyncio.gather(*(self._complete(prompt, request.greedy) for prompt in request.prompts)))
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """The reply to a conversation, by `request.policy`, as JSON of the asked schema unless it is cut off.
+
+        Raises StalePolicyError as `generate` does, LLMError for a conversation that does not fit into the context.
+        """
+        async with self._changing:
+            await self._hold(request.policy)
+            self._running += 1
+            self._idle.clear()
+        try:
+            return await self._answer(request.request)
         finally:
             self._running -= 1
             if not self._running:
@@ -192,6 +220,30 @@ class GeneratorReplica:
             raise BrokenReplicaError(f"replica {self._name}: {self._broken}") from error
         assert output is not None
         return self._completion(prompt, output)
+
+    async def _answer(self, request: Request) -> Reply:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        started = time.perf_counter()
+        self._num_requests += 1
+        output: RequestOutput | None = None
+        try:
+            ids = prompt_token_ids(self._engine.get_tokenizer(), request.messages)
+            (rendered,) = await self._engine.renderer.render_cmpl_async([{"prompt_token_ids": ids}])
+            sampling = chat_sampling(request, self._config.top_p)
+            async for final in self._engine.generate(rendered, sampling, f"chat-{self._num_requests}"):
+                output = final
+        except (ValueError, VLLMClientError) as error:
+            raise LLMError(
+                f"the generator cannot answer a request for {request.purpose}: {error} (generator.max_model_len is "
+                f"{self._config.max_model_len} tokens)"
+            ) from error
+        except EngineDeadError as error:
+            self._break("its vLLM engine died")
+            raise BrokenReplicaError(f"replica {self._name}: {self._broken}") from error
+        assert output is not None
+        return chat_reply(output, time.perf_counter() - started)
 
     def _completion(self, prompt: Prompt, output: RequestOutput) -> Completion:
         written = output.outputs[0]

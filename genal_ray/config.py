@@ -117,9 +117,19 @@ class RunConfig(Section):
             if self.llm is None:
                 message = f"missing: strategy {self.strategy.name} writes with a chat model; give llm.model"
                 raise InvalidValues(Problem(("llm",), message, missing=True))
-            if self.generator is not None:
-                message = f"must be null: strategy {self.strategy.name} writes with the chat model of the section llm"
+            if self.generator is not None and self.llm.backend == "endpoint":
+                message = (
+                    f"must be null: strategy {self.strategy.name} writes with the chat model of the section llm; or "
+                    "set llm.backend=generator"
+                )
                 raise InvalidValues(Problem(("generator",), message))
+        if self.llm is not None and self.llm.backend == "generator":
+            if self.generator is None:
+                message = "missing: llm.backend is generator; give generator.model"
+                raise InvalidValues(Problem(("generator",), message, missing=True))
+            if self.learns:
+                message = "must be none with llm.backend generator: a policy that learns would not label as before"
+                raise InvalidValues(Problem(("learner", "name"), message))
         labels_itself = isinstance(self.strategy, TeacherStrategy) and self.strategy.labels_itself
         if self.writes and self.annotators.synthetic is None and not labels_itself:
             raise InvalidValues(
@@ -149,7 +159,8 @@ class RunConfig(Section):
                 )
             )
         algorithm = self.learner.algorithm
-        assert isinstance(self.strategy, PolicyStrategy), "chat models have no use for a generator"
+        if not isinstance(self.strategy, PolicyStrategy):
+            return self
         if algorithm is not None and algorithm.needs_groups and self.strategy.group_size < 2:
             raise InvalidValues(
                 Problem(
@@ -181,11 +192,12 @@ class RunConfig(Section):
 
     @property
     def warms_up(self) -> bool:
-        return self.generator is not None and self.warmup is not None
+        return isinstance(self.strategy, PolicyStrategy) and self.generator is not None and self.warmup is not None
 
     @property
     def learns(self) -> bool:
-        return self.generator is not None and self.learner.name != "none"
+        prompted = isinstance(self.strategy, PolicyStrategy)
+        return prompted and self.generator is not None and self.learner.name != "none"
 
     @property
     def selector(self) -> Acquisition:

@@ -29,9 +29,15 @@ LIMITS = frozenset(
 
 
 class LLMConfig(Section):
-    """A chat model behind an OpenAI-compatible endpoint; its key comes from the environment, never from here."""
+    """A chat model, behind an OpenAI-compatible endpoint or the run's own generator.
 
-    model: str = Field(min_length=1, description="name of the model at the endpoint")
+    The key of an endpoint comes from the environment, never from here.
+    """
+
+    backend: Literal["endpoint", "generator"] = Field(
+        "endpoint", description="endpoint: an OpenAI-compatible one; generator: the run's own vLLM deployment"
+    )
+    model: str | None = Field(None, min_length=1, description="name of the model at the endpoint")
     base_url: str | None = Field(
         None, description="such as http://localhost:8000/v1; default: environment variable OPENAI_BASE_URL, or OpenAI's"
     )
@@ -52,8 +58,17 @@ class LLMConfig(Section):
     completion_price: float = Field(0.0, ge=0, description="money per million reply tokens")
     prompts: Location | None = Field(None, description="folder of templates that replace those of `genal-ray prompts`")
 
+    @property
+    def model_name(self) -> str:
+        return self.model or "generator"
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
+        if self.backend == "endpoint" and self.model is None:
+            raise InvalidValues(Problem(("model",), "missing (name of the model at the endpoint)", missing=True))
+        if self.backend == "generator" and (self.model is not None or self.base_url is not None):
+            message = "must be left out with llm.backend generator: the model is generator.model"
+            raise InvalidValues(Problem(("model" if self.model is not None else "base_url",), message))
         if self.max_cost is not None and not (self.prompt_price or self.completion_price):
             raise InvalidValues(
                 Problem(("max_cost",), "needs llm.prompt_price and llm.completion_price, money per million tokens")

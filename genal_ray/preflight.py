@@ -46,12 +46,12 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     budget = resolve_budget(config, len(corpus.pool))
     check_student(config.student, config.scorer.encoding)
     if config.generator is not None:
-        assert isinstance(config.strategy, PolicyStrategy)
-        named = corpus.label_names if config.strategy.names_labels else ()
+        strategy = config.strategy
+        named = corpus.label_names if isinstance(strategy, PolicyStrategy) and strategy.names_labels else ()
         check_generator(config.generator, task, corpus.pool, named)
         if config.warms_up:
             check_warmup(config, corpus.pool, task)
-    if config.llm is not None:
+    if config.llm is not None and config.llm.backend == "endpoint":
         _check_chat_model(config.llm)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:

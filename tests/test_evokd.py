@@ -306,6 +306,13 @@ def test_what_the_student_is_trained_on() -> None:
     [
         ({"llm": None}, "llm: missing"),
         ({"generator": {"model": "m"}}, "generator: must be null: strategy evokd"),
+        ({"llm": {"backend": "generator"}}, "generator: missing: llm.backend is generator"),
+        ({"llm": {"max_asks": 2}}, "llm.model: missing"),
+        ({"llm": {"backend": "generator", "model": "m"}}, "llm.model: must be left out"),
+        (
+            {"llm": {"backend": "generator"}, "generator": {"model": "m"}, "strategy": "signal"},
+            "learner.name: must be none",
+        ),
         ({"annotators": {"synthetic": None}}, "annotators.synthetic: missing"),
     ],
 )

@@ -15,12 +15,15 @@ from conftest import make_tiny_lm
 from ray import serve
 
 from actors.generator import GeneratorService
+from actors.generator_chat import prompt_token_ids
 from actors.generator_engine import check_engine_args, engine_args, replica_env
 from actors.generator_replica import GenerateRequest
 from actors.weight_sender import ReplicaClient
 from actors.weights import PolicyRef
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import HandOverError, RunError, StalePolicyError, UserError
+from genal_ray.llm import LLMError, Message, Reply, Request
+from genal_ray.llm.replies import read_json
 from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 T = TypeVar("T")
@@ -168,6 +171,40 @@ def test_too_long_prompt_is_named(session: Session) -> None:
     prompts = [*make_prompts([20], session.model), Prompt(id="too-long", text="z" * 600, example_ids=(), seed=1)]
     with pytest.raises(UserError, match=r"too-long.*max_model_len"):
         session.run(session.service.generate(prompts))
+
+
+def make_request(seed: int, text: str = "say something") -> Request:
+    return Request(
+        purpose="test",
+        model="generator",
+        messages=(Message(role="system", content="be brief"), Message(role="user", content=text)),
+        schema={
+            "type": "object",
+            "properties": {"label": {"enum": ["no", "yes"]}, "text": {"type": "string", "maxLength": 8}},
+            "required": ["label", "text"],
+            "additionalProperties": False,
+        },
+        temperature=1.0,
+        max_tokens=100,
+        seed=seed,
+    )
+
+
+@pytest.mark.ray
+def test_conversations_are_answered_in_the_asked_form(session: Session) -> None:
+    async def ask(requests: list[Request]) -> list[Reply]:
+        return await asyncio.gather(*(session.service.chat(request) for request in requests))
+
+    replies = session.run(ask([make_request(seed) for seed in (1, 2, 3, 1)]))
+    values = [read_json(reply, make_request(0).schema) for reply in replies]
+    assert all(value["label"] in ("no", "yes") and len(value["text"]) <= 8 for value in values)
+    assert values[0] == values[3], "the same seed, the same reply"
+    assert len({reply.text for reply in replies}) > 1
+    expected = len(prompt_token_ids(load_tokenizer(session.model), make_request(1).messages))
+    assert {reply.prompt_tokens for reply in replies} == {expected}
+    assert all(0 < reply.completion_tokens <= 100 for reply in replies)
+    with pytest.raises(LLMError, match=r"generator\.max_model_len is 512 tokens"):
+        session.run(session.service.chat(make_request(1, "word " * 600)))
 
 
 @pytest.mark.ray

@@ -51,6 +51,25 @@ def genal_ray(*words: str, key: str) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path, tiny_lm: Path) -> None:
+    """A random model: it writes and labels nonsense in the asked form, which shows the mechanics and no more."""
+    config = configuration(tmp_path, "http://unused/v1")
+    settings = {
+        "llm": "{backend: generator, max_reply_tokens: 400, max_asks: 6}",
+        "generator": f"{{model: {tiny_lm}, kv_cache_gib: 0.1, max_model_len: 4096, dtype: float32, max_tokens: 16}}",
+        "strategy": "{name: evokd, texts_per_call: 3, max_characters: 24, demonstrations: 2, memory: 0}",
+        "budget": "{per_round: 6, total: 10}",
+    }
+    overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    genal_ray("run", str(config), "--output-dir", str(tmp_path / "run"), *overrides, key="")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "labels" / "ledger.jsonl").read_text().splitlines()]
+    assert sum(row["label"] is not None for row in rows) == 10
+    calls = [json.loads(line) for line in (tmp_path / "run" / "llm" / "calls.jsonl").read_text().splitlines()]
+    assert {call["request"]["purpose"] for call in calls} == {"analysis", "generation", "labeling"}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_that_reached_its_cap_goes_on_when_it_is_raised(tmp_path: Path) -> None:
     run, teacher = tmp_path / "run", SimulatedTeacher()
     with serve(teacher) as server:

@@ -139,7 +139,7 @@ class LLMLabeler:
         for ask in count():
             yield Request(
                 purpose=PURPOSE,
-                model=options.model or self.llm.config.model,
+                model=options.model or self.llm.config.model_name,
                 messages=messages,
                 schema=schema,
                 temperature=options.sampling_temperature,

@@ -59,10 +59,9 @@ class Endpoint:
             ) from error
         except (openai.OpenAIError, ValueError):
             return  # many endpoints do not list their models
-        if models and self._config.model not in models:
-            raise UserError(
-                f"llm.model: {self._place} has no model {self._config.model!r}{suggestion(self._config.model, models)}"
-            )
+        name = self._config.model_name
+        if models and name not in models:
+            raise UserError(f"llm.model: {self._place} has no model {name!r}{suggestion(name, models)}")
 
     async def complete(self, request: Request) -> Reply:
         """Raises LLMError when the endpoint cannot be reached in `llm.max_retries` further attempts, or refuses."""
@@ -128,7 +127,7 @@ class Endpoint:
             told = f"no connection, {tries} times"
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
-        raise LLMError(f"{self._place}, model {self._config.model}: {told}") from None
+        raise LLMError(f"{self._place}, model {self._config.model_name}: {told}") from None
 
 
 async def check_endpoint(config: LLMConfig) -> None:

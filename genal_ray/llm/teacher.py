@@ -43,7 +43,7 @@ class ChatTeacher:
             for ask in count():
                 yield Request(
                     purpose=purpose,
-                    model=self.llm.config.model,
+                    model=self.llm.config.model_name,
                     messages=tuple(messages),
                     schema=schema,
                     temperature=temperature,

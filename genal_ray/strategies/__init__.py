@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from pydantic import Field
 
 from genal_ray.acquisition import Acquisition
 from genal_ray.registry import Plugin
@@ -84,6 +85,9 @@ class PolicyStrategy(Strategy):
 
 class TeacherStrategy(Strategy):
     """Conversations with the chat model of the section `llm`."""
+
+    max_characters: int = Field(2000, ge=1)
+    """Of a text, and of an analysis: an endpoint that keeps to JSON schemas ends them there."""
 
     observes: ClassVar[bool] = False
     """Whether lessons need to know what the student makes of the newest labels; if so, `analyse` is asked."""

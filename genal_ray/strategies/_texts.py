@@ -9,9 +9,13 @@ from genal_ray.tasks import Task
 from genal_ray.teaching import Draft
 
 
-def text_schema(task: Task, labels: Sequence[str] | None = None) -> dict[str, Any]:
+def string_schema(max_characters: int) -> dict[str, Any]:
+    return {"type": "string", "minLength": 1, "maxLength": max_characters}
+
+
+def text_schema(task: Task, max_characters: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
     """JSON schema of one text: a string, or an object where it has two parts or comes with one of `labels`."""
-    text: dict[str, Any] = {"type": "string", "minLength": 1}
+    text = string_schema(max_characters)
     fields = {"text": text}
     if task.part_names is not None:
         fields["text_pair"] = text

@@ -53,7 +53,7 @@ class Auggpt(TeacherStrategy):
         def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
             return [read_draft(item, lesson.label_names, label=source.label) for item in value[KEY]]
 
-        schema = lists_schema(text_schema(lesson.task), {KEY: count})
+        schema = lists_schema(text_schema(lesson.task, self.max_characters), {KEY: count})
         drafts = await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
         )

@@ -63,7 +63,7 @@ class Direct(TeacherStrategy):
             given = label if self.labels_itself else None
             return [read_draft(item, lesson.label_names, label=given) for item in value[KEY]]
 
-        schema = lists_schema(text_schema(lesson.task), {KEY: count})
+        schema = lists_schema(text_schema(lesson.task, self.max_characters), {KEY: count})
         drafts = await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
         )

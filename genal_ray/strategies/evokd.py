@@ -12,7 +12,7 @@ from pydantic import Field
 
 from genal_ray.seeds import derive_seed
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import lists_schema, object_schema, read_draft, spread, text_schema
+from genal_ray.strategies._texts import lists_schema, object_schema, read_draft, spread, string_schema, text_schema
 from genal_ray.teaching import Draft, Lesson, Observation, Teacher
 from genal_ray.types import LabeledInstance
 
@@ -60,7 +60,7 @@ class Evokd(TeacherStrategy):
     async def analyse(self, lesson: Lesson, teacher: Teacher) -> str | None:
         if not self.analysis:
             return None
-        schema = object_schema({"analysis": {"type": "string", "minLength": 1}})
+        schema = object_schema({"analysis": string_schema(self.max_characters)})
         return await teacher.ask(
             "analysis",
             self._question(lesson, teacher),
@@ -105,7 +105,7 @@ class Evokd(TeacherStrategy):
         if analysis is not None:
             # The conversation goes on: question, the model's own analysis, and now its texts.
             messages = (*self._question(lesson, teacher), _answer(analysis), *request[1:])
-        text = text_schema(lesson.task, lesson.label_names if self.labels_itself else None)
+        text = text_schema(lesson.task, self.max_characters, lesson.label_names if self.labels_itself else None)
         schema = lists_schema(text, {HARD: num_hard, EASY: num_easy})
 
         def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:

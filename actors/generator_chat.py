@@ -1,0 +1,70 @@
+"""Conversations on a vLLM engine: the chat template in front, a JSON schema around the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from genal_ray.llm import Message, Reply, Request
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+    from actors.generator import GeneratorService
+
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+"""For models that come without a template: they are no chat models, and serve to try things out."""
+
+
+class ServedModel:
+    """Satisfies `genal_ray.llm.Backend` with the run's own generator."""
+
+    def __init__(self, service: GeneratorService) -> None:
+        """`service` is started and stopped by others."""
+        self._service = service
+
+    async def complete(self, request: Request) -> Reply:
+        """Raises LLMError when the request cannot be answered, such as one longer than the model's context."""
+        return await self._service.chat(request)
+
+    async def close(self) -> None:
+        """The service goes on."""
+
+
+def prompt_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
+    """The conversation as the model's own template has it, ready for the model's turn."""
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    template = None if tokenizer.chat_template else PLAIN_TEMPLATE
+    ids = tokenizer.apply_chat_template(
+        turns, chat_template=template, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    return list(ids)
+
+
+def chat_sampling(request: Request, top_p: float) -> SamplingParams:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=top_p,
+        max_tokens=request.max_tokens,
+        seed=request.seed,
+        structured_outputs=StructuredOutputsParams(json=dict(request.schema)),
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def chat_reply(output: RequestOutput, seconds: float) -> Reply:
+    written = output.outputs[0]
+    return Reply(
+        text=written.text,
+        finish_reason=written.finish_reason or "stop",
+        prompt_tokens=len(output.prompt_token_ids or ()),
+        completion_tokens=len(written.token_ids),
+        seconds=seconds,
+    )
