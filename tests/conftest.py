@@ -67,7 +67,7 @@ def tiny_lm_untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_lm(tmp_path_factory.mktemp("lm") / "untied", tied=False)
 
 
-def make_tiny_lm(folder: Path, *, tied: bool, seed: int = 0) -> Path:
+def make_tiny_lm(folder: Path, *, tied: bool, seed: int = 0, context: int = 1024) -> Path:
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -91,7 +91,7 @@ def make_tiny_lm(folder: Path, *, tied: bool, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        max_position_embeddings=1024,
+        max_position_embeddings=context,
         tie_word_embeddings=tied,
         bos_token_id=None,
         eos_token_id=0,

@@ -224,6 +224,8 @@ MALFORMED: list[tuple[Fault, Answer]] = [
     (Fault.NOT_JSON, Answer(text='{"n": 1, "n": 2}')),
     (Fault.NOT_JSON, Answer(text="[" * 100_000)),
     (Fault.NOT_TEXT, Answer(text='{"n": "\\ud800"}')),
+    (Fault.NOT_TEXT, Answer(text='{"n": "\\u0007"}')),
+    (Fault.NOT_TEXT, Answer(text='{"n": ["\x1b[31m"]}')),
     (Fault.WRONG_SCHEMA, Answer(text="[]")),
     (Fault.WRONG_SCHEMA, Answer(text="null")),
     (Fault.WRONG_SCHEMA, Answer(text='{"n": "1"}')),
@@ -244,7 +246,7 @@ def test_every_kind_of_malformed_reply_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_ten_of_each_kind_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """230 malformed replies of 23 kinds and 20 good ones: each is accepted, or rejected under its name."""
+    """250 malformed replies of 25 kinds and 20 good ones: each is accepted, or rejected under its name."""
     answers = [*(answer for _, answer in MALFORMED * 10), *[Answer(text='{"n": 1}')] * 20]
 
     async def work(config: LLMConfig) -> tuple[list[int | None], LLM]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import make_tiny_lm
 from openai_server import MODEL, serve
 from test_evokd import SimulatedTeacher, number
 
@@ -51,13 +52,14 @@ def genal_ray(*words: str, key: str) -> str:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path, tiny_lm: Path) -> None:
+def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
     """A random model: it writes and labels nonsense in the asked form, which shows the mechanics and no more."""
     config = configuration(tmp_path, "http://unused/v1")
+    model = make_tiny_lm(tmp_path / "lm", tied=True, context=4096)
     settings = {
-        "llm": "{backend: generator, max_reply_tokens: 400, max_asks: 6}",
-        "generator": f"{{model: {tiny_lm}, kv_cache_gib: 0.1, max_model_len: 4096, dtype: float32, max_tokens: 16}}",
-        "strategy": "{name: evokd, texts_per_call: 3, max_characters: 24, demonstrations: 2, memory: 0}",
+        "llm": "{backend: generator, max_reply_tokens: 400, max_asks: 30}",
+        "generator": f"{{model: {model}, kv_cache_gib: 0.1, max_model_len: 4096, dtype: float32, max_tokens: 16}}",
+        "strategy": "{name: evokd, texts_per_call: 3, max_characters: 8, demonstrations: 2, memory: 0}",
         "budget": "{per_round: 6, total: 10}",
     }
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]

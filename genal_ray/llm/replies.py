@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NoReturn
@@ -10,6 +11,8 @@ from typing import Any, NoReturn
 from jsonschema import Draft202012Validator
 
 from genal_ray.llm import Reply
+
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 class Fault(StrEnum):
@@ -21,7 +24,7 @@ class Fault(StrEnum):
     EMPTY = "empty"
     NOT_JSON = "not_json"
     NOT_TEXT = "not_text"
-    """JSON with characters that no text has, such as half of a surrogate pair."""
+    """JSON with characters that no text has: control characters, half of a surrogate pair."""
     WRONG_SCHEMA = "wrong_schema"
 
 
@@ -44,13 +47,15 @@ def read_json(reply: Reply, schema: Mapping[str, Any]) -> Any:
     if not reply.text.strip():
         raise Malformed(Fault.EMPTY, "nothing was answered")
     try:
-        value = json.loads(reply.text, parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
+        # Not strict: models put plain line breaks into strings.
+        value = json.loads(
+            reply.text, strict=False, parse_constant=_refuse_constant, object_pairs_hook=_without_twins
+        )
+        found = _NO_TEXT.search(_all_text(value))
     except (ValueError, RecursionError) as error:
         raise Malformed(Fault.NOT_JSON, str(error)) from error
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise Malformed(Fault.NOT_TEXT, str(error)) from error
+    if found is not None:
+        raise Malformed(Fault.NOT_TEXT, f"the character {found[0]!r}")
     wrong = next(Draft202012Validator(schema).iter_errors(value), None)
     if wrong is not None:
         raise Malformed(Fault.WRONG_SCHEMA, wrong.message)
@@ -66,3 +71,12 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise ValueError("a key stands there twice")
     return value
+
+
+def _all_text(value: Any) -> str:
+    """Every string in a JSON value, keys included."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, dict):
+        return " ".join(_all_text(part) for item in value.items() for part in item)
+    return " ".join(_all_text(item) for item in value) if isinstance(value, list) else ""

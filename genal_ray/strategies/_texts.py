@@ -25,9 +25,9 @@ def text_schema(task: Task, max_characters: int, labels: Sequence[str] | None = 
 
 
 def lists_schema(item: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
-    """JSON schema of an object with a list of at most so many items under each key; keys with none are left out."""
-    lists = {key: {"type": "array", "items": item, "maxItems": count} for key, count in counts.items() if count}
-    return object_schema(lists)
+    """JSON schema of an object with a list of 1 to so many items under each key; keys with none are left out."""
+    some = {"type": "array", "items": item, "minItems": 1}
+    return object_schema({key: {**some, "maxItems": count} for key, count in counts.items() if count})
 
 
 def object_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
