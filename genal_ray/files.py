@@ -40,6 +40,21 @@ def append_line(path: Path, line: str) -> None:
         os.fsync(file.fileno())
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of an append-only file, which is made where there is none; a last line that a crash cut off (no line
+    break at its end) is dropped, from the file as well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.touch()
+        sync_directory(path.parent)
+    data = path.read_bytes()
+    complete = data[: data.rfind(b"\n") + 1]
+    if len(complete) < len(data):
+        with path.open("r+b") as file:
+            file.truncate(len(complete))
+    return complete.split(b"\n")[:-1]
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and new names in a directory durable."""
     descriptor = os.open(path, os.O_RDONLY)

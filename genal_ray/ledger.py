@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from genal_ray.errors import UserError
-from genal_ray.files import sync_directory
+from genal_ray.files import whole_lines
 from genal_ray.types import Instance, LabeledInstance
 
 
@@ -39,16 +39,7 @@ class Ledger:
 
     def open(self) -> Ledger:
         """Read what was bought before. Raises UserError, with file and line, for a line that is not a label."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
-            self._path.touch()
-            sync_directory(self._path.parent)
-        data = self._path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        if len(complete) < len(data):
-            with self._path.open("r+b") as file:
-                file.truncate(len(complete))
-        for number, line in enumerate(complete.decode("utf-8").split("\n")[:-1], start=1):
+        for number, line in enumerate(whole_lines(self._path), start=1):
             self._keep(self._parse(line, number))
         return self
 
@@ -94,7 +85,7 @@ class Ledger:
             "text_pair": instance.text_pair,
         }
 
-    def _parse(self, line: str, number: int) -> LabeledInstance | Declined:
+    def _parse(self, line: bytes, number: int) -> LabeledInstance | Declined:
         try:
             row = json.loads(line)
             instance = Instance(

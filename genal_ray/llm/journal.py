@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from genal_ray.errors import UserError
-from genal_ray.files import sync_directory
+from genal_ray.files import whole_lines
 from genal_ray.llm import Reply, Request
 
 
@@ -33,16 +33,7 @@ class Journal:
 
         Raises UserError, with file and line, for a line that is not a call.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if not self._path.exists():
-            self._path.touch()
-            sync_directory(self._path.parent)
-        data = self._path.read_bytes()
-        complete = data[: data.rfind(b"\n") + 1]
-        if len(complete) < len(data):
-            with self._path.open("r+b") as file:
-                file.truncate(len(complete))
-        for number, line in enumerate(complete.split(b"\n")[:-1], start=1):
+        for number, line in enumerate(whole_lines(self._path), start=1):
             try:
                 row = json.loads(line)
                 self._replies[row["request"]["key"]] = Reply(**row["reply"])
