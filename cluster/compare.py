@@ -338,6 +338,9 @@ def _finish(comparison: Comparison, active: _Active, work: _Work, view: Comparis
         if status.state is State.DONE:
             accuracy = status.reports[-1].metrics["al/accuracy"]
             view.say(f"{job.title}: {status.num_labels} labels, accuracy {accuracy:.4f}; {status.reason}")
+        elif status.reason is not None:  # not by the user: a cap on the chat model was reached
+            work.failures[job.method, job.seed] = status.reason
+            view.say(f"{job.title} stopped: {status.reason}")
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         work.failures[job.method, job.seed] = str(cause)

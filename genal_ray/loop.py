@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -26,10 +25,10 @@ from genal_ray.acquisition import Pointwise
 from genal_ray.acquisition.bertkm import Bertkm
 from genal_ray.annotation import Annotation
 from genal_ray.budget import Budget
-from genal_ray.collapse import decide, policies_to_keep
+from genal_ray.collapse import decide
+from genal_ray.committing import commit
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
-from genal_ray.diagnosis import advice, diagnose
 from genal_ray.errors import RunError
 from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
@@ -53,13 +52,11 @@ from genal_ray.stages import (
 from genal_ray.store import RunDirectory
 from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task
-from genal_ray.timing import timing
 from genal_ray.types import (
     Candidate,
     Instance,
     LabeledInstance,
     PolicyUpdate,
-    RoundReport,
     Scores,
     StudentFit,
 )
@@ -153,7 +150,7 @@ async def run_initial_round(run: Run) -> StudentFit:
     stages["student"] = student
     if run.config.observes:
         stages["observe"] = await lessons.observe(run, folder, student.value, run.pools.labeled, [])
-    _commit(run, 0, started, stages, run.warmup_metrics)
+    commit(run, 0, started, stages, run.warmup_metrics)
     return student.value
 
 
@@ -208,7 +205,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
         stages["reward"] = rewarded
     if learned is not None:
         stages["learn"] = learned
-    _commit(run, number, started, stages, rewards, side_by_side=not post)
+    commit(run, number, started, stages, rewards, side_by_side=not post)
     return fitted.value
 
 
@@ -392,49 +389,3 @@ async def _settle(fit: Awaitable[T], learn: Awaitable[U]) -> tuple[T, U]:
     assert not isinstance(fitted, BaseException)
     assert not isinstance(learned, BaseException)
     return fitted, learned
-
-
-def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:
-    """`llm/*` figures of a round: sums over the stages that asked a chat model."""
-    total: dict[str, float] = defaultdict(float)
-    for stage in stages:
-        for name, value in stage.metrics.items():
-            if name.startswith("llm/"):
-                total[name] += value
-    return total
-
-
-def _commit(
-    run: Run,
-    number: int,
-    started: float,
-    stages: Mapping[str, StageResult[object]],
-    extra: Mapping[str, float] | None = None,
-    *,
-    side_by_side: bool = True,
-) -> None:
-    reports = run.store.reports()
-    policy = number if "learn" in stages else reports[-1].metrics["version/policy"] if reports else 0
-    metrics: dict[str, float] = {
-        "al/num_labels": run.pools.num_labels,
-        "al/num_synthetic_labels": run.pools.num_synthetic_labels,
-        "al/num_unlabeled": len(run.pools.unlabeled),
-        "version/student": number,
-        "version/policy": policy,
-    }
-    for result in stages.values():
-        metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("llm/")}
-    metrics |= _llm_usage(stages.values())
-    metrics |= extra or {}
-    metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
-    if run.config.observes:
-        metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
-    report = RoundReport(round=number, metrics=metrics)
-    run.store.commit(report)
-    run.store.prune(
-        keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
-    )
-    run.observer.committed(report)
-    if run.config.observes:
-        for sentence in advice(reports, report):
-            run.observer.note(sentence)

@@ -43,5 +43,5 @@ class RunStatus:
     notes: tuple[str, ...] = ()
     """Sentences about what was done before the rounds."""
     reason: str | None = None
-    """What ended a run that is done."""
+    """What ended a run that is done, or stopped one that nobody asked to stop."""
     error: str | None = None

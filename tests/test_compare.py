@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -17,10 +18,12 @@ import pytest
 
 from cluster import compare
 from cluster.compare import Job, plan
+from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
 from genal_ray.comparison.curves import read_curves
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
+from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
 
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
@@ -104,6 +107,20 @@ def test_runs_go_side_by_side_while_cores_and_memory_last() -> None:
     assert compare._Room(machine, 3, None).has(writing, active * 2)
     small = Machine(cores=2, memory=GIB, shared_memory=GIB, disk=GIB)
     assert not compare._Room(small, None, None).has(pool, active)
+
+
+def test_a_run_that_reached_a_cap_is_no_success(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
+    ended = RunStatus(state=State.STOPPED, round=1, num_rounds=2, num_labels=6, budget=24, reason="the cap is reached")
+    driver = SimpleNamespace(status=SimpleNamespace(remote=lambda: ended))
+    monkeypatch.setattr("ray.get", lambda reference, timeout=None: reference)
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr(compare, "write_outputs", lambda *arguments: None)
+    work = compare._Work(waiting=[])
+    compare._finish(planned, compare._Active(job=planned.jobs[0], driver=driver, work=None), work, ComparisonView())
+    assert work.failures == {("random", 3): "the cap is reached"}
 
 
 def curves(directory: Path) -> list[dict[str, Any]]:

@@ -186,6 +186,13 @@ def test_attempts_per_minute_are_bounded(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(server.requests) == 2
 
 
+def test_a_call_larger_than_the_tokens_of_a_minute_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(echo) as server:
+        config = configured(server, monkeypatch, tokens_per_minute=10)
+        (reply,), _ = ask_all(config, tmp_path / "calls.jsonl", [request(3)])
+    assert reply.text == '{"n": 3}'
+
+
 def test_malformed_replies_are_asked_again_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = [Answer(text='{"n": '), Answer(text='{"n": "x"}'), Answer(text='{"n": 7}')]
 

@@ -117,7 +117,8 @@ class LLM:
             if self._closing:
                 raise LLMError("the run ends: no further calls")
             if self._limiter is not None:
-                await self._limiter.acquire(request.most_prompt_tokens + request.max_tokens)
+                most = request.most_prompt_tokens + request.max_tokens
+                await self._limiter.acquire(min(most, self._limiter.max_rate))  # the limiter takes no more at once
             reply = await self._backend.complete(request)
             paid.append(reply)
             self._num_calls += 1

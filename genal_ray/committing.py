@@ -1,0 +1,67 @@
+"""The end of a round: its figures are put together, it is committed, and the user is told."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from genal_ray.collapse import policies_to_keep
+from genal_ray.diagnosis import advice, diagnose
+from genal_ray.stages import StageResult
+from genal_ray.timing import timing
+from genal_ray.types import RoundReport
+
+if TYPE_CHECKING:
+    from genal_ray.loop import Run
+
+
+def commit(
+    run: Run,
+    number: int,
+    started: float,
+    stages: Mapping[str, StageResult[object]],
+    extra: Mapping[str, float] | None = None,
+    *,
+    side_by_side: bool = True,
+) -> None:
+    """Make a round part of the run: the figures of its `stages` and `extra` ones, what is pruned, what users are told.
+
+    `started` is the round's beginning by `time.perf_counter`.
+    """
+    reports = run.store.reports()
+    policy = number if "learn" in stages else reports[-1].metrics["version/policy"] if reports else 0
+    metrics: dict[str, float] = {
+        "al/num_labels": run.pools.num_labels,
+        "al/num_synthetic_labels": run.pools.num_synthetic_labels,
+        "al/num_unlabeled": len(run.pools.unlabeled),
+        "version/student": number,
+        "version/policy": policy,
+    }
+    for result in stages.values():
+        metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("llm/")}
+    metrics |= _llm_usage(stages.values())
+    metrics |= extra or {}
+    metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
+    if run.config.observes:
+        metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
+    report = RoundReport(round=number, metrics=metrics)
+    run.store.commit(report)
+    run.store.prune(
+        keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
+    )
+    run.observer.committed(report)
+    if run.config.observes:
+        for sentence in advice(reports, report):
+            run.observer.note(sentence)
+
+
+def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:
+    """`llm/*` figures of a round: sums over the stages that asked a chat model."""
+    total: dict[str, float] = defaultdict(float)
+    for stage in stages:
+        for name, value in stage.metrics.items():
+            if name.startswith("llm/"):
+                total[name] += value
+    return total
