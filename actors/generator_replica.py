@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -100,32 +101,16 @@ class GeneratorReplica:
         Raises StalePolicyError when this replica holds a newer policy, UserError for a prompt that does not fit into
         the context.
         """
-        async with self._changing:
-            await self._hold(request.policy)
-            self._running += 1
-            self._idle.clear()
-        try:
+        async with self._serving(request.policy):
             return list(await asyncio.gather(*(self._complete(prompt, request.greedy) for prompt in request.prompts)))
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
     async def chat(self, request: ChatRequest) -> Reply:
         """The reply to a conversation, by `request.policy`, as JSON of the asked schema unless it is cut off.
 
         Raises StalePolicyError as `generate` does, LLMError for a conversation that does not fit into the context.
         """
-        async with self._changing:
-            await self._hold(request.policy)
-            self._running += 1
-            self._idle.clear()
-        try:
+        async with self._serving(request.policy):
             return await self._answer(request.request)
-        finally:
-            self._running -= 1
-            if not self._running:
-                self._idle.set()
 
     async def load_policy(self, policy: PolicyRef) -> ReplicaReport:
         """Take a policy over from its folder. Failure is reported, not raised: the caller hears from every replica."""
@@ -264,6 +249,20 @@ class GeneratorReplica:
         )
 
     # -- policies --------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _serving(self, policy: PolicyRef) -> AsyncIterator[None]:
+        """A request of this very policy is under way; a hand-over waits for its end."""
+        async with self._changing:
+            await self._hold(policy)
+            self._running += 1
+            self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
     async def _hold(self, policy: PolicyRef) -> None:
         """Make sure that the engine holds this very policy."""
