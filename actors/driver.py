@@ -79,7 +79,7 @@ class Driver:
         self._store.rewrite_metrics()
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
-        ledger = Ledger(self._store.ledger_file, corpus.label_names).open()
+        ledger = Ledger(self._store.ledger_file, corpus.labels).open()
         config, warmup = await warmed_up(self._config, corpus.pool, self._store.path / "warmup", self._watch)
         if warmup is not None:
             self._watch.note(str(warmup))
@@ -107,7 +107,7 @@ class Driver:
         resumed = last_policies(self._store)
         scorer = ScorerPool(config)
         stop_texts = () if config.stopping.predictions is None else stop_set(corpus, seed=config.seed)
-        student = RayStudent(config, corpus.label_names, corpus.evaluation, self._store.path / "train", stop_texts)
+        student = RayStudent(config, corpus.labels, corpus.evaluation, self._store.path / "train", stop_texts)
         generator = None
         learner = None
         if config.generator is not None:
@@ -150,7 +150,12 @@ class Driver:
 
     def _annotation(self, corpus: Corpus, ledger: Ledger, llm: LLM | None) -> Annotation:
         annotators = {"real": self._config.annotators.real, "synthetic": self._config.annotators.synthetic}
-        setting = Setting(domain=self._config.task.domain, seed=self._config.seed, llm=llm)
+        setting = Setting(
+            domain=self._config.task.domain,
+            folder=build_task(self._config.task).folder,
+            seed=self._config.seed,
+            llm=llm,
+        )
         labelers: dict[Origin, tuple[str, Labeler]] = {}
         for origin in ("real", "synthetic"):
             annotator = annotators[origin]

@@ -25,7 +25,7 @@ from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
 from genal_ray.scoring import Piece, PieceScores, PieceTimes, cut
 from genal_ray.seeds import derive_seed
-from genal_ray.types import FloatArray, Instance, LabeledInstance, Neighbourhood, Scores, StudentFit
+from genal_ray.types import FloatArray, Instance, LabeledInstance, Neighbourhood, Prediction, Scores, StudentFit
 
 MAX_ATTEMPTS = 3
 """Scorers that one piece may lose before scoring is given up."""
@@ -132,16 +132,19 @@ class ScorerPool:
 
     async def predict(
         self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
-    ) -> FloatArray:
-        """The student's probabilities, float32 [n, num_labels]. Raises RunError as `score` does."""
+    ) -> list[Prediction]:
+        """What the student says of each instance. Raises RunError as `score` does."""
         assert self._actors, "start() comes first"
-        assert instances, "somebody is to be predicted"
         rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
         pieces = [self._piece([instances[i] for i in part], student) for part in rows]
-        parts = [await reference for _, reference in await self._featurize(pieces, student, Needs(), progress)]
-        probs: FloatArray = Features.concatenate(parts).probs[np.argsort(np.concatenate(rows))]
-        _refuse_non_finite("predictions", probs, tuple(i.id for i in instances), student)
-        return probs
+        parts: list[list[Prediction]] = await self._spread(
+            _Work(pieces, rows, progress), lambda actor, piece: actor.predict.remote(piece, student)
+        )
+        flat = [prediction for part in parts for prediction in part]
+        predictions = [flat[i] for i in np.argsort(np.concatenate(rows))]
+        confidences = np.array([[p.confidence] for p in predictions], dtype=np.float32)
+        _refuse_non_finite("predictions", confidences, tuple(i.id for i in instances), student)
+        return predictions
 
     async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> _Scored:
         labeled = None if known is None else known.set

@@ -18,7 +18,8 @@ from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
 from genal_ray.paths import resolve_model
 from genal_ray.scoring import Piece, PieceScores, PieceTimes, featurize, normalized, score_piece
-from genal_ray.types import StudentFit
+from genal_ray.tasks import build_task
+from genal_ray.types import Prediction, StudentFit
 
 if TYPE_CHECKING:
     from genal_ray.inference import StudentModel
@@ -72,7 +73,7 @@ class Scorer:
             import faiss
             import torch
 
-            import genal_ray.inference  # noqa: F401
+            import genal_ray.tagger  # noqa: F401
 
             torch.set_num_threads(self._config.scorer.threads)
             faiss.omp_set_num_threads(self._config.scorer.threads)
@@ -93,6 +94,11 @@ class Scorer:
         needs = acquisition.needs
         index = None if labeled is None else self._index(labeled, needs.normalized)
         return score_piece(piece, acquisition, self._model(student, needs), index)
+
+    def predict(self, piece: Piece, student: StudentFit) -> list[Prediction]:
+        """What the student says of a piece. Raises RunError when the student cannot be loaded."""
+        model = self._load_student(student)
+        return [model.labels.predict(probs) for probs in model.probabilities(piece.texts)]
 
     def pick(self, job: Pick) -> tuple[Rows, float]:
         """Row numbers of the chosen candidates, best first, and the seconds that choosing took."""
@@ -119,7 +125,7 @@ class Scorer:
             if not Path(student.path).is_dir():
                 raise RunError(f"no student of version {student.version}: the folder {student.path} does not exist")
             self._student = None  # frees the old student's memory first
-            self._student = self._load(student.path)
+            self._student = self._load(student.path, tags_words=build_task(self._config.task).tags_words)
             self._student_key = key
         return self._student
 
@@ -129,11 +135,11 @@ class Scorer:
             self._pretrained = self._load(resolve_model(student.model), student.revision)
         return self._pretrained
 
-    def _load(self, path: str, revision: str | None = None) -> StudentModel:
-        from genal_ray.inference import StudentModel
+    def _load(self, path: str, revision: str | None = None, *, tags_words: bool = False) -> StudentModel:
+        from genal_ray.tagger import student_class
 
         scorer, settings = self._config.scorer, self._config.student
-        return StudentModel.load(
+        return student_class(tags_words=tags_words).load(
             path,
             revision=revision,
             dtype=scorer.dtype,

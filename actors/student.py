@@ -18,9 +18,10 @@ from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
 from genal_ray.interfaces import Progress
+from genal_ray.labels import LabelSpace
 from genal_ray.paths import is_local
 from genal_ray.seeds import derive_seed
-from genal_ray.types import LabeledInstance, StudentFit, Text
+from genal_ray.types import Label, LabeledInstance, StudentFit, Text
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class RayStudent:
     def __init__(
         self,
         config: RunConfig,
-        label_names: Sequence[str],
+        labels: LabelSpace,
         evaluation: Sequence[LabeledInstance],
         storage: Path,
         stop_set: Sequence[Text] = (),
@@ -49,7 +50,7 @@ class RayStudent:
         """`storage` is a folder for Ray Train's own files, which `stop` removes; every student predicts `stop_set`."""
         self._config = config
         self._student = config.student.model_copy(update={"model": _absolute(config.student.model)})
-        self._label_names = tuple(label_names)
+        self._labels = labels
         self._evaluation = tuple(evaluation)
         self._storage = storage.absolute()
         self._stop_set = tuple(stop_set)
@@ -65,7 +66,7 @@ class RayStudent:
         """
         setup = WorkerSetup(
             student=self._student,
-            label_names=self._label_names,
+            labels=self._labels,
             evaluation=ray.put(_split(self._evaluation)),
             stop_set=ray.put(self._stop_set),
             storage=str(self._storage),
@@ -95,7 +96,7 @@ class RayStudent:
     ) -> StudentFit:
         """Train a student on `labeled`, save it in `output_dir` and evaluate it.
 
-        Metrics: `al/accuracy`, `al/macro_f1`, `al/loss`, and `student/` loss, num_steps, samples_per_s, train_s,
+        Metrics: `al/*` (`genal_ray.evaluation`), and `student/` loss, num_steps, samples_per_s, train_s,
         eval_s and restarts. Raises RunError when workers crash too often or a fit takes longer than
         `student.timeout_s`.
         """
@@ -179,7 +180,7 @@ class RayStudent:
         return str(output_dir.absolute().parent.parent / f"{version - 1:04d}" / output_dir.name)
 
 
-def _split(labeled: Sequence[LabeledInstance]) -> tuple[list[Text], list[int]]:
+def _split(labeled: Sequence[LabeledInstance]) -> tuple[list[Text], list[Label]]:
     return [item.instance.student_input for item in labeled], [item.label for item in labeled]
 
 

@@ -36,7 +36,7 @@ class JobState:
     metrics: Mapping[str, float] | None = None
     """Set when the job is finished."""
     stop_predictions: tuple[int, ...] = ()
-    """Label indices for the stop set."""
+    """As in StudentFit."""
     error: GenalRayError | None = None
     """Set when the job, or the whole Ray Train run, has failed for good."""
 

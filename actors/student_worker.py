@@ -14,7 +14,8 @@ import ray
 
 from genal_ray.config import StudentConfig
 from genal_ray.errors import GenalRayError
-from genal_ray.types import FloatArray, Text
+from genal_ray.labels import LabelSpace
+from genal_ray.types import FloatArray, Label, Text
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
@@ -32,7 +33,7 @@ class FitJob:
 
     number: int
     data: ray.ObjectRef
-    """(texts, labels): Sequence[Text] and label indices."""
+    """(texts, labels): Sequence[Text] and Sequence[Label]."""
     seed: int
     output_dir: str
     warm_start_path: str | None
@@ -43,7 +44,7 @@ class WorkerSetup:
     """What all jobs of a run have in common."""
 
     student: StudentConfig
-    label_names: tuple[str, ...]
+    labels: LabelSpace
     evaluation: ray.ObjectRef
     """(texts, labels) of the evaluation split."""
     stop_set: ray.ObjectRef
@@ -98,7 +99,7 @@ def work(config: Mapping[str, Any]) -> None:
     ray.get(mailbox.join.remote(rank, os.getpid()))
     try:
         _quiet(setup.student.threads)
-        pretrained = Pretrained.load(setup.student, setup.label_names, get_device())
+        pretrained = Pretrained.load(setup.student, setup.labels, get_device())
         worker = _Worker(setup, mailbox, pretrained, rank, world_size)
         ray.get(mailbox.ready.remote(rank))
         number = -1
@@ -119,7 +120,7 @@ class _Worker:
         self.mailbox = mailbox
         self.pretrained = pretrained
         self.rank, self.world_size = rank, world_size
-        self.evaluation: tuple[Sequence[Text], Sequence[int]] = ray.get(setup.evaluation)
+        self.evaluation: tuple[Sequence[Text], Sequence[Label]] = ray.get(setup.evaluation)
         self.stop_set: Sequence[Text] = ray.get(setup.stop_set)
 
     def serve(self, job: FitJob) -> None:
@@ -130,7 +131,7 @@ class _Worker:
             self.setup.student,
             texts,
             labels,
-            self.setup.label_names,
+            self.setup.labels,
             seed=job.seed,
             warm_start_path=job.warm_start_path,
             rank=self.rank,
@@ -147,34 +148,30 @@ class _Worker:
 
     def _evaluate(self, trained: TrainedStudent) -> tuple[dict[str, float], tuple[int, ...]]:
         """Metrics on the evaluation split and labels for the stop set, complete on every process."""
-        from genal_ray.evaluation import classification_metrics
-        from genal_ray.inference import StudentModel
         from genal_ray.precision import resolve_dtype
+        from genal_ray.tagger import student_class
 
         started = time.perf_counter()
         texts, labels = self.evaluation
         model = copy.deepcopy(trained.model).to(resolve_dtype(self.setup.student.dtype, trained.model.device))
-        student = StudentModel(model, trained.tokenizer, max_length=self.setup.student.max_length)
-        metrics = classification_metrics(self._predict(student, texts), labels)
-        stop_predictions: list[int] = self._predict(student, self.stop_set).argmax(1).tolist()
+        space = self.setup.labels
+        kind = student_class(tags_words=space.tags_words)
+        student = kind(model, trained.tokenizer, max_length=self.setup.student.max_length)
+        metrics = space.metrics(self._predict(student, texts), labels)
+        stop_labels = [space.predict(probs).label for probs in self._predict(student, self.stop_set)]
+        stop_predictions = [n for label in stop_labels for n in (label if isinstance(label, tuple) else (label,))]
         return {**metrics, "student/eval_s": time.perf_counter() - started}, tuple(stop_predictions)
 
-    def _predict(self, student: StudentModel, texts: Sequence[Text]) -> FloatArray:
-        """Probabilities [n, num_labels], each process predicting its share."""
-        return self._gather(student.predict(texts[self.rank :: self.world_size]).probs, len(texts))
-
-    def _gather(self, mine: FloatArray, total: int) -> FloatArray:
+    def _predict(self, student: StudentModel, texts: Sequence[Text]) -> list[FloatArray]:
+        """The student's probabilities for each text, each process predicting its share."""
+        mine = student.probabilities(texts[self.rank :: self.world_size])
         if self.world_size == 1:
             return mine
-        import numpy as np
         import torch.distributed as dist
 
-        shares: list[FloatArray | None] = [None] * self.world_size
+        shares: list[list[FloatArray]] = [[] for _ in range(self.world_size)]
         dist.all_gather_object(shares, mine)
-        probs = np.empty((total, mine.shape[1]), dtype=np.float32)
-        for rank, share in enumerate(shares):
-            probs[rank :: self.world_size] = share
-        return probs
+        return [shares[row % self.world_size][row // self.world_size] for row in range(len(texts))]
 
 
 class _Throttled:

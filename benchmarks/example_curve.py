@@ -35,7 +35,7 @@ def main() -> None:
     everything = ["data.pool_size=1.0", "data.evaluation_size=1.0", "budget.total=200"]
     corpus = load_corpus(load_config("demo", everything))
     config = StudentConfig(model="minilm", min_steps=200, epochs=0.1, max_length=64)
-    pretrained = Pretrained.load(config, corpus.label_names, torch.device("cpu"))
+    pretrained = Pretrained.load(config, corpus.labels, torch.device("cpu"))
     curve = {
         str(count): [accuracy(corpus, config, pretrained, count, seed) for seed in range(options.seeds)]
         for count in NUM_LABELS
@@ -50,7 +50,7 @@ def accuracy(corpus: Corpus, config: StudentConfig, pretrained: Pretrained, coun
     chosen = [corpus.pool[i] for i in rows]
     labels = [corpus.hidden_labels[i.id] for i in chosen]
     texts = [i.student_input for i in chosen]
-    trained = fit(config, texts, labels, corpus.label_names, seed=seed, pretrained=pretrained)
+    trained = fit(config, texts, labels, corpus.labels, seed=seed, pretrained=pretrained)
     held_out = [item.instance.student_input for item in corpus.evaluation]
     model = StudentModel(trained.model, trained.tokenizer, max_length=config.max_length)
     return evaluate(model, held_out, [item.label for item in corpus.evaluation])["al/accuracy"]

@@ -59,7 +59,7 @@ async def teach(config: RunConfig, store: RunDirectory, args: argparse.Namespace
     assert config.generator is not None
     corpus, last = load_corpus(config), store.committed_rounds()[-1]
     student = store.round(last).load("student", student_codec(store.path))
-    labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.label_names).open()).labeled
+    labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.labels).open()).labeled
     generator = GeneratorService(config.generator, "ppo-fixed-student", None)
     learner = LearnerGroup(config, generator.load_policy, generator.app_name)
     world = World(config, corpus, student, labeled, ScorerPool(config))

@@ -57,7 +57,7 @@ def main() -> None:
     before = answers(resolve_model(config.generator.model), prompts, config)
     after = answers(policy.path, prompts, config)
     student = store.round(rounds[-1]).load("student", student_codec(store.path))
-    labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.label_names).open()).labeled
+    labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.labels).open()).labeled
     judge_by = FixedStudent(config, student, [item.instance.student_input for item in labeled])
     scores = {name: judge_by.score(texts, config, corpus) for name, texts in (("before", before), ("after", after))}
     report = {"benchmark": "ppo_teaches", "rounds": len(rounds) - 1, **figures(scores, before, after)}

@@ -31,6 +31,7 @@ import transformers
 
 from genal_ray.config import StudentConfig
 from genal_ray.inference import StudentModel
+from genal_ray.labels import Classes
 from genal_ray.paths import minilm_path
 from genal_ray.precision import cpu_has_bf16
 from genal_ray.pretrained import Pretrained
@@ -100,7 +101,7 @@ def train_peer(split: Split) -> float:
 
 def train(split: Split, seed: int, base: Pretrained, **config: Any) -> TrainedStudent:
     student = StudentConfig(model="minilm", **config)
-    return fit(student, *split, LABELS, seed=seed, pretrained=base, device="cpu")
+    return fit(student, *split, Classes(LABELS), seed=seed, pretrained=base, device="cpu")
 
 
 def speeds(args: argparse.Namespace, folder: Path, base: Pretrained, data: Split, test: Split) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def main() -> int:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     data, test = read(DATA / "train.jsonl.gz"), read(DATA / "test.jsonl")
-    base = Pretrained.load(StudentConfig(model="minilm"), LABELS, CPU)
+    base = Pretrained.load(StudentConfig(model="minilm"), Classes(LABELS), CPU)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         trained = train(sample(data, 673, 0), 0, base, epochs=1, min_steps=200)

@@ -27,6 +27,7 @@ from genal_ray.comparison.summary import Summary
 from genal_ray.config import RunConfig, load_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import RunError, UserError
+from genal_ray.evaluation import QUALITY, quality, quality_metric
 from genal_ray.files import write_json
 from genal_ray.methods import Method, find_method
 from genal_ray.status import RunStatus, State
@@ -336,8 +337,9 @@ def _finish(comparison: Comparison, active: _Active, work: _Work, view: Comparis
         ray.get(active.work)
         status: RunStatus = ray.get(active.driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
         if status.state is State.DONE:
-            accuracy = status.reports[-1].metrics["al/accuracy"]
-            view.say(f"{job.title}: {status.num_labels} labels, accuracy {accuracy:.4f}; {status.reason}")
+            last = status.reports[-1].metrics
+            found = f"{QUALITY[quality_metric(last)]} {quality(last):.4f}"
+            view.say(f"{job.title}: {status.num_labels} labels, {found}; {status.reason}")
         elif status.reason is not None:  # not by the user: a cap on the chat model was reached
             work.failures[job.method, job.seed] = status.reason
             view.say(f"{job.title} stopped: {status.reason}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, Self
@@ -21,12 +21,16 @@ from genal_ray.types import RoundReport
 _COLUMNS = (
     ("labels", "al/num_labels", "{:.0f}"),
     ("accuracy", "al/accuracy", "{:.4f}"),
+    ("entity F1", "al/entity_f1", "{:.4f}"),
     ("reward", "rl/reward_mean", "{:.4f}"),
     ("KL", "rl/kl", "{:.4f}"),
     ("tokens/s", "gen/tokens_per_s", "{:.0f}"),
     ("instances/s", "score/instances_per_s", "{:.0f}"),
+    ("LLM tokens", "llm/num_tokens", "{:.0f}"),
     ("seconds", "timing/round", "{:.1f}"),
 )
+_RARE = ("al/entity_f1", "llm/num_tokens")
+"""Metrics that most runs lack: their columns are shown where there is something in them."""
 _PLAIN_WIDTH = 110
 """Columns where the output is no terminal: Rich would fall back to 80 and cut the table."""
 
@@ -189,7 +193,7 @@ def show_summary(to: Console, summary: Summary, directory: Path) -> None:
     for column in table.columns[1:]:
         column.justify = "right"
     for method in summary.methods:
-        figures = [*method.accuracy.values(), method.auc]
+        figures = [*method.quality.values(), method.auc]
         cells = ["-" if f is None else percent(f.mean, f.std) for f in figures]
         gain = "-" if method.auc_gain is None else f"{100 * method.auc_gain.mean:+.2f}"
         table.add_row(method.method, str(method.num_seeds), *cells, gain)
@@ -207,11 +211,12 @@ def percent(mean: float, std: float | None) -> str:
 
 def rounds_table(reports: tuple[RoundReport, ...]) -> Table:
     """One row per committed round."""
-    table = Table("round", *(name for name, _, _ in _COLUMNS), box=None, header_style="bold", pad_edge=False)
+    columns = [c for c in _COLUMNS if c[1] not in _RARE or any(c[1] in report.metrics for report in reports)]
+    table = Table("round", *(name for name, _, _ in columns), box=None, header_style="bold", pad_edge=False)
     for column in table.columns:
         column.justify = "right"
     for report in reports:
-        table.add_row(str(report.round), *_cells(report))
+        table.add_row(str(report.round), *_cells(report, columns))
     return table
 
 
@@ -235,9 +240,9 @@ def show_outcome(to: Console, status: RunStatus, directory: Path) -> None:
         to.print(escape(line), soft_wrap=True)
 
 
-def _cells(report: RoundReport) -> list[str]:
+def _cells(report: RoundReport, columns: Sequence[tuple[str, str, str]] = _COLUMNS) -> list[str]:
     """A cell per column; `-` for what the round did not measure or could not (NaN is null in the files)."""
-    values = [report.metrics.get(key) for _, key, _ in _COLUMNS]
+    values = [report.metrics.get(key) for _, key, _ in columns]
     return [
-        "-" if value is None else form.format(value) for (_, _, form), value in zip(_COLUMNS, values, strict=True)
+        "-" if value is None else form.format(value) for (_, _, form), value in zip(columns, values, strict=True)
     ]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from genal_ray.annotators import Labeler
+from genal_ray.annotators import Audited, Labeler
 from genal_ray.errors import RunError
 from genal_ray.interfaces import Progress
 from genal_ray.ledger import Declined, Ledger
-from genal_ray.types import Instance, LabeledInstance
+from genal_ray.types import Instance, Label, LabeledInstance
 
 if TYPE_CHECKING:
     from genal_ray.llm.client import LLM
@@ -41,12 +41,12 @@ class Annotation:
         *,
         round: int,
         progress: Progress,
-        given: Mapping[str, int] | None = None,
+        given: Mapping[str, Label] | None = None,
     ) -> dict[str, float]:
         """Ask about those instances that no annotator was asked about yet.
 
         All answers are in the ledger when this returns. `given` are labels by instance id that came with the texts, so
-        that nobody needs to be asked. Returns `llm/*` figures where a chat model is asked.
+        that nobody needs to be asked. Returns `llm/*` figures where a chat model is asked, and annotators' `label/*`.
         """
         before = None if self._llm is None else self._llm.usage
         given = given or {}
@@ -82,7 +82,10 @@ class Annotation:
                 )
                 done += len(chunk)
                 progress(done, len(instances))
-        return {} if self._llm is None or before is None else self._llm.usage.since(before)
+        figures = {} if self._llm is None or before is None else self._llm.usage.since(before)
+        for _, labeler in self._labelers.values():
+            figures |= labeler.audit() if isinstance(labeler, Audited) else {}
+        return figures
 
     def bought(self, ids: Sequence[str]) -> list[LabeledInstance]:
         """Labels of the ledger, in the order of `ids`; those without one are left out."""

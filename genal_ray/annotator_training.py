@@ -13,13 +13,13 @@ from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.files import write_json
-from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
 from genal_ray.paths import resolve_model
 from genal_ray.sampling import permutation
 from genal_ray.seeds import derive_seed
 from genal_ray.student import evaluate, fit, save
-from genal_ray.types import Text
+from genal_ray.tagger import student_class
+from genal_ray.types import Label, Text
 
 
 def train_annotator(
@@ -45,7 +45,7 @@ def train_annotator(
     changes = {"model": model, "epochs": epochs}
     student = config.student.model_copy(update={k: v for k, v in changes.items() if v is not None})
     trained = fit(
-        student, texts, labels, corpus.label_names, seed=derive_seed(config.seed, "annotator"), progress=progress
+        student, texts, labels, corpus.labels, seed=derive_seed(config.seed, "annotator"), progress=progress
     )
     output_dir.mkdir(parents=True, exist_ok=True)
     save(trained.model, trained.tokenizer, output_dir)
@@ -53,7 +53,7 @@ def train_annotator(
     figures = {**measured, "num_training_rows": len(texts), **_plain(trained.metrics)}
     record = {
         **figures,
-        "labels": corpus.label_names,
+        "labels": corpus.labels.outputs,
         "model": Path(resolve_model(student.model)).name,
         "max_length": student.max_length,
         "config_fingerprint": config.fingerprint(),
@@ -67,17 +67,18 @@ def _full_corpus(config: RunConfig) -> Corpus:
     return load_corpus(config.model_copy(update={"data": config.data.model_copy(update=everything)}))
 
 
-def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[Text], list[int]]:
+def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[Text], list[Label]]:
     chosen = permutation(len(corpus.pool), seed=seed, purpose="annotator")[:rows]
     instances = [corpus.pool[i] for i in chosen]
     labels = [corpus.hidden_labels[instance.id] for instance in instances]
     if len(set(labels)) < 2:
-        raise UserError(f"{rows} training rows have one label only: raise --rows")
+        raise UserError(f"{rows} training rows have one and the same label: raise --rows")
     return [instance.student_input for instance in instances], labels
 
 
 def _measure(folder: Path, corpus: Corpus, *, max_length: int) -> dict[str, float]:
-    model = StudentModel.load(str(folder), max_length=max_length)
+    kind = student_class(tags_words=corpus.labels.tags_words)
+    model = kind.load(str(folder), max_length=max_length)
     texts = [labeled.instance.student_input for labeled in corpus.evaluation]
     metrics = _plain(evaluate(model, texts, [labeled.label for labeled in corpus.evaluation]))
     return {**metrics, "num_evaluation_rows": len(texts)}

@@ -44,6 +44,14 @@ class TokenizedTexts:
         return {name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in inputs.items()}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizedWords(TokenizedTexts):
+    """Texts of words, as token ids."""
+
+    first_tokens: tuple[IntArray, ...]
+    """int64 [num_words] per text: position of each word's first token; -1 for a word without one, or cut off."""
+
+
 def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text], max_length: int
 ) -> TokenizedTexts:
@@ -51,11 +59,7 @@ def tokenize(
 
     Raises UserError for a tokenizer without a padding token.
     """
-    if tokenizer.pad_token_id is None:
-        raise UserError(
-            f"the tokenizer of {tokenizer.name_or_path} has no padding token: batches need one; "
-            "set `pad_token` in its tokenizer_config.json"
-        )
+    _check_pads(tokenizer)
     pairs = any(isinstance(text, tuple) for text in texts)
     first = [text[0] if isinstance(text, tuple) else text for text in texts]
     second = [text[1] if isinstance(text, tuple) else "" for text in texts] if pairs else None
@@ -74,6 +78,50 @@ def tokenize(
         lengths=np.array([len(ids) for ids in input_ids], dtype=np.int64),
         pad_id=tokenizer.pad_token_id,
     )
+
+
+def tokenize_words(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[Sequence[str]], max_length: int
+) -> TokenizedWords:
+    """Token ids of texts given as words, each text cut to `max_length` tokens.
+
+    Raises UserError for a tokenizer without a padding token, or one that does not tell words apart.
+    """
+    _check_pads(tokenizer)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} does not tell which word a token is of: tagging words needs a "
+            "fast tokenizer (tokenizer.json)"
+        )
+    words = [list(text) for text in texts]
+    options = {"is_split_into_words": True, "truncation": True, "max_length": max_length}
+    encoded = tokenizer(words, return_attention_mask=False, **options) if words else None
+    input_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]) if encoded else ()
+    return TokenizedWords(
+        input_ids=input_ids,
+        token_type_ids=None,
+        lengths=np.array([len(ids) for ids in input_ids], dtype=np.int64),
+        pad_id=tokenizer.pad_token_id,
+        first_tokens=tuple(
+            _first_tokens(encoded.word_ids(row), len(text)) for row, text in enumerate(words) if encoded
+        ),
+    )
+
+
+def _first_tokens(word_of_token: Sequence[int | None], num_words: int) -> IntArray:
+    first = np.full(num_words, -1, dtype=np.int64)
+    for position, word in reversed(list(enumerate(word_of_token))):
+        if word is not None:
+            first[word] = position
+    return first
+
+
+def _check_pads(tokenizer: PreTrainedTokenizerBase) -> None:
+    if tokenizer.pad_token_id is None:
+        raise UserError(
+            f"the tokenizer of {tokenizer.name_or_path} has no padding token: batches need one; "
+            "set `pad_token` in its tokenizer_config.json"
+        )
 
 
 def length_sorted_batches(lengths: IntArray, max_batch_tokens: int) -> Iterator[IntArray]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from genal_ray.collapse import policies_to_keep
 from genal_ray.diagnosis import advice, diagnose
+from genal_ray.evaluation import quality
 from genal_ray.stages import StageResult
 from genal_ray.timing import timing
 from genal_ray.types import RoundReport
@@ -44,6 +45,8 @@ def commit(
     metrics |= _llm_usage(stages.values())
     metrics |= extra or {}
     metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
+    if run.config.llm is not None:
+        metrics |= _llm_totals(reports, metrics)
     if run.config.observes:
         metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
     report = RoundReport(round=number, metrics=metrics)
@@ -55,6 +58,14 @@ def commit(
     if run.config.observes:
         for sentence in advice(reports, report):
             run.observer.note(sentence)
+
+
+def _llm_totals(before: Sequence[RoundReport], metrics: Mapping[str, float]) -> dict[str, float]:
+    """`llm/total_tokens` of the run so far, and of them `llm/tokens_per_point` of accuracy (entity F1) gained since
+    round 0, left out while nothing is gained."""
+    total = metrics.get("llm/num_tokens", 0.0) + (before[-1].metrics.get("llm/total_tokens", 0.0) if before else 0.0)
+    gain = 100 * (quality(metrics) - quality(before[0].metrics)) if before else 0.0
+    return {"llm/total_tokens": total, **({"llm/tokens_per_point": total / gain} if gain > 0 else {})}
 
 
 def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:

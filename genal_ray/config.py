@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from genal_ray import registry
 from genal_ray.acquisition import Acquisition, Batchwise, Pointwise
 from genal_ray.config_guards import GuardsConfig, StoppingConfig
 from genal_ray.config_learning import KLConfig, LearnerConfig, LoraConfig, WarmupConfig
@@ -37,6 +38,7 @@ from genal_ray.config_sections import (
 from genal_ray.config_yaml import Document, dump, override, read_document
 from genal_ray.errors import UserError
 from genal_ray.strategies import PolicyStrategy, TeacherStrategy
+from genal_ray.tasks import build_task
 from genal_ray.validation import InvalidValues, Problem, suggestion, validate
 
 __all__ = [
@@ -180,6 +182,26 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _parts_fit_the_task(self) -> RunConfig:
+        wanted = "words" if build_task(self.task).tags_words else "classes"
+        functions: list[tuple[tuple[str, ...], Acquisition]] = [(("acquisition",), self.selector)]
+        if self.learns:
+            functions.append((("reward", "acquisition"), self.reward_function))
+        for path, function in functions:
+            if function.reads not in (wanted, "any"):
+                others = [name for name in registry.names("genal_ray.acquisition") if _reads(name) in (wanted, "any")]
+                what = "one label for each text" if wanted == "words" else "a tag for each word"
+                message = (
+                    f"{function.name} reads {what}, which task.kind {self.task.kind} does not have: name one of "
+                    f"{', '.join(others)}"
+                )
+                raise InvalidValues(Problem(path, message))
+        if wanted == "words" and isinstance(self.strategy, PolicyStrategy) and self.strategy.names_labels:
+            message = f"prompts of one label (condition_on_label) are for classes, not for task.kind {self.task.kind}"
+            raise InvalidValues(Problem(("strategy", "condition_on_label"), message))
+        return self
+
     @property
     def writes(self) -> bool:
         """Whether there are synthetic instances, by a generator or a chat model."""
@@ -230,6 +252,10 @@ class RunConfig(Section):
     def to_yaml(self) -> str:
         """YAML that `load_config` and any other YAML reader read back as it was."""
         return dump(self.model_dump(mode="json"))
+
+
+def _reads(acquisition: str) -> str:
+    return registry.find("genal_ray.acquisition", Acquisition, acquisition).reads
 
 
 def load_config(source: str, overrides: Sequence[str] = (), *, without: Sequence[str] = ()) -> RunConfig:

@@ -108,8 +108,8 @@ class GuardsConfig(Section):
 
 
 class AccuracyPlateau(Section):
-    """Accuracy on the evaluation split has not improved. The choice of when to stop then looks at that split: the
-    accuracy it is stopped at is no longer an unbiased estimate."""
+    """Accuracy (or entity F1) on the evaluation split has not improved. The choice of when to stop then looks at that
+    split: the accuracy it is stopped at is no longer an unbiased estimate."""
 
     patience: int = Field(5, ge=1, description="rounds without improvement")
     min_delta: float = Field(0.0, ge=0, lt=1, description="gain in accuracy that counts as an improvement")

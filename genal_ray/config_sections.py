@@ -75,10 +75,10 @@ class Section(BaseModel):
 class TaskConfig(Section):
     """What is classified, in words that the generator understands."""
 
-    kind: str = Field("single_text", description="single_text, text_pair, or package.module:Class")
+    kind: str = Field("single_text", description="single_text, text_pair, ner, or package.module:Class")
     domain: str = Field(min_length=1, description="what the texts are, in the plural: 'movie reviews'")
     labels: tuple[str, ...] | None = Field(
-        None, min_length=2, description="label names in order; default: those of the training split, sorted"
+        None, min_length=1, description="label names (entity types) in order; default: the training split's, sorted"
     )
     instruction: str | None = Field(None, description="replaces the first line of the prompt; {domain} is filled in")
     num_examples: int = Field(3, ge=1, le=64, description="in-context examples per prompt (p)")
@@ -94,6 +94,8 @@ class TaskConfig(Section):
             raise InvalidValues(*(replace(p, path=("options", *p.path)) for p in error.problems)) from error
         except UserError as error:
             raise InvalidValues(Problem(("kind",), str(error))) from error
+        if self.labels is not None and len(self.labels) < 2 and not build_task(self).tags_words:
+            raise InvalidValues(Problem(("labels",), f"expected at least two classes, got {self.labels[0]}"))
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
             names = ", ".join(self.labels)
             raise InvalidValues(Problem(("labels",), f"every name may stand there once, got {names}"))
@@ -110,9 +112,9 @@ class DataConfig(Section):
     revision: str | None = Field(None, description="commit or tag of the hub data set; default: the newest")
     train: str = Field("train", description="split name, or file (.jsonl, .csv, .parquet, plain or .gz)")
     evaluation: str = Field("test", description="split name, or file")
-    text_column: str = "text"
+    text_column: str = Field("text", description="of the kind ner: a list of words")
     text_pair_column: str | None = None
-    label_column: str = "label"
+    label_column: str = Field("label", description="of the kind ner: a list of tags, one for each word")
     label_names: dict[str, str] | None = Field(None, description="raw label value -> label name")
     pool_size: Part = Field(1.0, description="the real pool: share of the training split, or count")
     initial_labeled: Part = Field(0.1, description="initial labeled set: share of the pool, or count")

@@ -13,21 +13,23 @@ import numpy as np
 
 from genal_ray.budget import share_or_count
 from genal_ray.config import DataConfig, RunConfig
+from genal_ray.entities import OUTSIDE
 from genal_ray.errors import UserError
 from genal_ray.examples import Examples, read_examples
-from genal_ray.sampling import Indices, balanced, permutation, stratified
-from genal_ray.tasks import build_task
-from genal_ray.types import Instance, LabeledInstance, Text
+from genal_ray.labels import LabelSpace
+from genal_ray.sampling import Indices, balanced, permutation, strata, stratified
+from genal_ray.tasks import Task, build_task
+from genal_ray.types import Instance, Label, LabeledInstance, Text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
     """Real data, sampled as the configuration says."""
 
-    label_names: tuple[str, ...]
+    labels: LabelSpace
     pool: tuple[Instance, ...]
     """The real pool R, the initial labeled set included."""
-    hidden_labels: Mapping[str, int]
+    hidden_labels: Mapping[str, Label]
     """Instance id -> label of every pool instance: what the `hidden` annotator reveals."""
     initial_ids: tuple[str, ...]
     """Ids of the initial labeled set, in the order in which they are labeled; empty when k-means is to choose them."""
@@ -40,6 +42,11 @@ class Corpus:
     num_overlapping: int = 0
     """Rows of the training split left out because the evaluation split has their text: nothing leaks."""
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Of the classes, or of the entity types."""
+        return self.labels.names
+
 
 def load_corpus(config: RunConfig) -> Corpus:
     """The corpus that `data`, `task` and `seed` decide; ids are `r-000012` for row 12 of the training split.
@@ -49,31 +56,31 @@ def load_corpus(config: RunConfig) -> Corpus:
     Raises UserError for missing or malformed data (naming file and line), a pool with less than two classes, and
     sizes that the data does not have.
     """
-    data = config.data
-    _check_kind(config)
-    training = read_examples(data, data.train, labels=config.task.labels)
-    names = _label_names(config, training)
-    evaluation = read_examples(data, data.evaluation, labels=names)
-    number_of = {name: i for i, name in enumerate(names)}
+    data, task = config.data, build_task(config.task)
+    _check_kind(task, config)
+    training = read_examples(data, data.train, labels=config.task.labels, tagged=task.tags_words)
+    space = task.label_space(_label_names(task, config, training))
+    evaluation = read_examples(data, data.evaluation, labels=space.names, tagged=task.tags_words)
     rows, num_duplicates, num_overlapping = _usable_rows(training, evaluation)
     pool_rows = _pool_rows(data, training, rows, seed=config.seed)
-    labels = [number_of[training.labels[row]] for row in pool_rows]
+    labels = [_label(space, training, row) for row in pool_rows]
+    _check_kinds({kind for label in labels for kind in space.kinds(label)}, len(pool_rows), task, training)
     pool = tuple(_instance(f"r-{row:06d}", training.texts[row]) for row in pool_rows)
-    initial = _initial_positions(data, labels, seed=config.seed)
+    initial = _initial_positions(data, [space.kinds(label) for label in labels], seed=config.seed)
     return Corpus(
-        label_names=names,
+        labels=space,
         pool=pool,
         hidden_labels={instance.id: label for instance, label in zip(pool, labels, strict=True)},
         initial_ids=tuple(pool[i].id for i in initial),
-        evaluation=_evaluation_set(data, evaluation, number_of, seed=config.seed),
+        evaluation=_evaluation_set(data, evaluation, space, seed=config.seed),
         num_training_rows=len(training.texts),
         num_duplicates=num_duplicates,
         num_overlapping=num_overlapping,
     )
 
 
-def _check_kind(config: RunConfig) -> None:
-    pairs, column = build_task(config.task).pairs, config.data.text_pair_column
+def _check_kind(task: Task, config: RunConfig) -> None:
+    pairs, column = task.pairs, config.data.text_pair_column
     if pairs and column is None:
         raise UserError(
             f"task.kind {config.task.kind} expects text pairs but data.text_pair_column is not set: name the column of "
@@ -86,14 +93,25 @@ def _check_kind(config: RunConfig) -> None:
         )
 
 
-def _label_names(config: RunConfig, training: Examples) -> tuple[str, ...]:
-    found = sorted(set(training.labels))
+def _label_names(task: Task, config: RunConfig, training: Examples) -> tuple[str, ...]:
+    """The configured ones, or those of the training split; of tags, the entity types."""
+    if task.tags_words:
+        found = sorted({tag[2:] for tags in training.labels for tag in tags if tag != OUTSIDE})
+        if not found:
+            raise UserError(f"{training.place}: no word has an entity's tag: check data.label_column")
+        return config.task.labels or tuple(found)
+    found = sorted({str(label) for label in training.labels})
     if len(found) < 2:
         raise UserError(
             f"{training.place}: every row has the label {found[0]!r}, expected at least two classes: "
             f"check data.label_column ({config.data.label_column})"
         )
     return config.task.labels or tuple(found)
+
+
+def _label(space: LabelSpace, examples: Examples, row: int) -> Label:
+    text = examples.texts[row]
+    return space.decode(examples.labels[row], text if isinstance(text, str) else text[0])
 
 
 def _usable_rows(training: Examples, evaluation: Examples) -> tuple[list[int], int, int]:
@@ -125,35 +143,39 @@ def _pool_rows(data: DataConfig, training: Examples, rows: Sequence[int], *, see
             "are not in the evaluation split: lower it, or give a share such as 1.0"
         )
     order = permutation(len(rows), seed=seed, purpose="pool")[:count]
-    chosen = [rows[i] for i in np.sort(order)]
-    classes = {training.labels[row] for row in chosen}
-    if len(classes) < 2:
-        what = f"only the label {classes.pop()!r}" if classes else "no instances"
-        raise UserError(
-            f"the pool of {len(chosen)} instances from {training.place} has {what}, expected at least two classes: "
-            "raise data.pool_size, or set another seed"
-        )
-    return chosen
+    return [rows[i] for i in np.sort(order)]
 
 
-def _initial_positions(data: DataConfig, labels: Sequence[int], *, seed: int) -> Indices:
-    count = share_or_count(data.initial_labeled, len(labels))
-    if count > len(labels):
+def _check_kinds(kinds: set[int], num_rows: int, task: Task, training: Examples) -> None:
+    """A student needs something to tell apart: two classes, or one type of entities."""
+    if len(kinds) >= (1 if task.tags_words else 2):
+        return
+    found = "no entity" if task.tags_words else "only one label" if kinds else "no instances"
+    raise UserError(
+        f"the pool of {num_rows} instances from {training.place} has {found}, expected at least "
+        f"{'one' if task.tags_words else 'two classes'}: raise data.pool_size, or set another seed"
+    )
+
+
+def _initial_positions(data: DataConfig, kinds: Sequence[Sequence[int]], *, seed: int) -> Indices:
+    """`kinds` of each instance of the pool: its class, or the types of its entities."""
+    count = share_or_count(data.initial_labeled, len(kinds))
+    if count > len(kinds):
         raise UserError(
-            f"data.initial_labeled asks for {count} instances but the pool has {len(labels)}: "
+            f"data.initial_labeled asks for {count} instances but the pool has {len(kinds)}: "
             "lower it, or raise data.pool_size"
         )
     if data.initial_method == "kmeans":
         return np.zeros(0, dtype=np.int64)
     if data.initial_method == "stratified":
-        return stratified(labels, count, seed=seed, purpose="initial")
+        return stratified(strata(kinds), count, seed=seed, purpose="initial")
     if data.initial_method == "balanced":
-        return balanced(labels, count, seed=seed, purpose="initial")
-    return permutation(len(labels), seed=seed, purpose="initial")[:count]
+        return balanced(kinds, count, seed=seed, purpose="initial")
+    return permutation(len(kinds), seed=seed, purpose="initial")[:count]
 
 
 def _evaluation_set(
-    data: DataConfig, examples: Examples, number_of: Mapping[str, int], *, seed: int
+    data: DataConfig, examples: Examples, space: LabelSpace, *, seed: int
 ) -> tuple[LabeledInstance, ...]:
     count = share_or_count(data.evaluation_size, len(examples.texts))
     if count > len(examples.texts):
@@ -164,7 +186,7 @@ def _evaluation_set(
     return tuple(
         LabeledInstance(
             instance=_instance(f"e-{row:06d}", examples.texts[row]),
-            label=number_of[examples.labels[row]],
+            label=_label(space, examples, row),
             annotator="hidden",
             round=0,
         )

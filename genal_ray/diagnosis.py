@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from genal_ray.evaluation import quality
 from genal_ray.types import RoundReport
 
 PLATEAU_ROUNDS = 4
@@ -48,7 +49,7 @@ def advice(before: Sequence[RoundReport], now: RoundReport) -> list[str]:
 
 
 def _plateau(reports: Sequence[RoundReport]) -> bool:
-    accuracies = [report.metrics["al/accuracy"] for report in reports]
+    accuracies = [quality(report.metrics) for report in reports]
     if len(accuracies) <= PLATEAU_ROUNDS:
         return False
     return max(accuracies[-PLATEAU_ROUNDS:]) < max(accuracies[:-PLATEAU_ROUNDS]) + PLATEAU_GAIN
@@ -57,16 +58,16 @@ def _plateau(reports: Sequence[RoundReport]) -> bool:
 def _unlike_real_texts(reports: Sequence[RoundReport]) -> bool:
     """The batch of a round is compared with the student before it, which had not seen the batch."""
     pairs = [
-        (now.metrics["teach/batch_accuracy"], before.metrics["al/accuracy"])
+        (now.metrics["teach/batch_score"], quality(before.metrics))
         for before, now in pairwise(reports)
-        if "teach/batch_accuracy" in now.metrics
+        if "teach/batch_score" in now.metrics
     ]
     return len(pairs) >= GAP_ROUNDS and all(batch > held_out + GAP for batch, held_out in pairs[-GAP_ROUNDS:])
 
 
 def _mislabeled(reports: Sequence[RoundReport]) -> bool:
     metrics = reports[-1].metrics
-    real, written = metrics.get("teach/trained_real_accuracy"), metrics.get("teach/trained_written_accuracy")
+    real, written = metrics.get("teach/trained_real_score"), metrics.get("teach/trained_written_score")
     return real is not None and written is not None and written < real - LABEL_GAP
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from genal_ray.config_sections import DataConfig
+from genal_ray.entities import BEGIN, INSIDE, OUTSIDE
 from genal_ray.errors import UserError
 from genal_ray.readers import Row, Table, open_split
 from genal_ray.types import Text
@@ -25,18 +26,20 @@ class Examples:
 
     place: str
     texts: list[Text] = field(default_factory=list)
-    labels: list[str] = field(default_factory=list)
-    """Label names."""
+    labels: list[str | list[str]] = field(default_factory=list)
+    """Label names, or the names of the words' tags."""
 
 
-def read_examples(data: DataConfig, split: str, *, labels: Sequence[str] | None) -> Examples:
-    """All rows of a split. `labels` are the names that may occur; None: any.
+def read_examples(
+    data: DataConfig, split: str, *, labels: Sequence[str] | None, tagged: bool = False
+) -> Examples:
+    """All rows of a split. `labels` are the names that may occur; None: any. `tagged`: rows are words and their tags.
 
     Raises UserError naming file and line for a missing column, a value of the wrong kind, an empty text or an
     unknown label, and for a split without rows.
     """
     table = open_split(data, split)
-    parse = _RowParser(data, table, labels)
+    parse = (_TaggedRowParser if tagged else _RowParser)(data, table, labels)
     examples = Examples(place=table.place)
     for number, row in table.rows:
         text, label = parse(number, row)
@@ -56,7 +59,7 @@ class _RowParser:
         self._known = None if labels is None else frozenset(labels)
         self._class_names = table.class_names.get(data.label_column)
 
-    def __call__(self, number: int, row: Row) -> tuple[Text, str]:
+    def __call__(self, number: int, row: Row) -> tuple[Text, str | list[str]]:
         data = self._data
         if data.text_pair_column is None:
             if PAIR_COLUMN in row and data.text_column != PAIR_COLUMN:
@@ -97,12 +100,15 @@ class _RowParser:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(f"{self._table.at(number)}: column {column!r} should hold a label, found {value!r:.80}")
         name = self._name(number, value)
+        self._check_known(number, name)
+        return name
+
+    def _check_known(self, number: int, name: str) -> None:
         if self._known is not None and name not in self._known:
             raise UserError(
                 f"{self._table.at(number)}: unknown label {name!r}{suggestion(name, sorted(self._known))} "
                 f"(labels: {', '.join(sorted(self._known))}); set task.labels or data.label_names"
             )
-        return name
 
     def _name(self, number: int, value: str | int) -> str:
         given, class_names = self._data.label_names, self._class_names
@@ -131,3 +137,61 @@ class _RowParser:
                 f"{self._table.at(number)}: no column {column!r}{suggestion(column, known)} "
                 f"(there are: {', '.join(known)}); set data.{key}"
             ) from error
+
+
+_PREFIXES = {"B-": BEGIN, "I-": INSIDE, "S-": BEGIN, "U-": BEGIN, "E-": INSIDE, "L-": INSIDE, "M-": INSIDE}
+"""Of the schemes BIO, IOBES and BILOU."""
+
+
+class _TaggedRowParser(_RowParser):
+    """Takes words and tags out of the rows of one table; the text is the words with a space between them."""
+
+    def __call__(self, number: int, row: Row) -> tuple[Text, list[str]]:
+        words = self._list(number, row, "text_column")
+        tags = self._list(number, row, "label_column")
+        if len(words) != len(tags):
+            raise UserError(f"{self._table.at(number)}: {len(words)} words and {len(tags)} tags: mend the row")
+        for word in words:
+            self._check_word(number, word)
+        return " ".join(words), [self._tag(number, tag) for tag in tags]
+
+    def _list(self, number: int, row: Row, key: str) -> list[Any]:
+        column: str = getattr(self._data, key)
+        value = self._value(number, row, column, key)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} should hold a list, one entry for each word, found "
+                f"{value!r:.80}; set data.{key}"
+            )
+        if not value:
+            raise UserError(f"{self._table.at(number)}: column {column!r} is empty: fill in words or drop the row")
+        return list(value)
+
+    def _check_word(self, number: int, word: Any) -> None:
+        column = self._data.text_column
+        if not isinstance(word, str):
+            raise UserError(f"{self._table.at(number)}: column {column!r} should hold words, found {word!r:.80}")
+        if not word or any(c.isspace() for c in word):
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} has the word {word!r:.80}: words are not empty and "
+                "have no spaces; split it, and give each part a tag"
+            )
+        self._check_unicode(number, column, word)
+
+    def _tag(self, number: int, value: Any) -> str:
+        """`O`, `B-type` or `I-type`."""
+        if isinstance(value, bool) or not isinstance(value, str | int):
+            raise UserError(
+                f"{self._table.at(number)}: column {self._data.label_column!r} should hold tags, found {value!r:.80}"
+            )
+        name = self._name(number, value)
+        prefix, type = name[:2], name[2:]
+        if name == OUTSIDE:
+            return name
+        if prefix not in _PREFIXES or not type:
+            raise UserError(
+                f"{self._table.at(number)}: the tag {name!r:.80} is none of O, B-... and I-... (or E-, S-, L-, U-): "
+                "set data.label_column, or data.label_names for numbered tags"
+            )
+        self._check_known(number, type)
+        return _PREFIXES[prefix] + type

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from genal_ray.config import GuardsConfig
+from genal_ray.labels import LabelSpace
 from genal_ray.near_duplicates import ShingledTexts
 from genal_ray.pools import Pools
 from genal_ray.tasks import Task
 from genal_ray.text import normalized
-from genal_ray.types import Candidate, Completion, Fate, Instance, LabeledInstance, Repeat
+from genal_ray.types import Candidate, Completion, Fate, Instance, Label, LabeledInstance, Repeat
 
 NEWEST_LABELS = 50
 FEWEST_LABELS = 20
@@ -151,18 +152,25 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def label_metrics(labeled: Sequence[LabeledInstance], num_labels: int) -> dict[str, float]:
+def label_metrics(labeled: Sequence[LabeledInstance], labels: LabelSpace) -> dict[str, float]:
     """`al/label_entropy` of the labeled set, oldest label first, and `al/synthetic_label_entropy` of its newest 50
-    synthetic instances, left out below 20: 1 when all labels are equally frequent, 0 when there is only one."""
+    synthetic instances, left out below 20: 1 when all classes, or entity types, are equally frequent, 0 when there is
+    only one."""
     newest = [item.label for item in labeled if item.instance.origin == "synthetic"][-NEWEST_LABELS:]
-    metrics = {"al/label_entropy": normalized_entropy([item.label for item in labeled], num_labels)}
+    metrics = {"al/label_entropy": _label_entropy([item.label for item in labeled], labels)}
     if len(newest) >= FEWEST_LABELS:
-        metrics["al/synthetic_label_entropy"] = normalized_entropy(newest, num_labels)
+        metrics["al/synthetic_label_entropy"] = _label_entropy(newest, labels)
     return metrics
 
 
+def _label_entropy(given: Sequence[Label], labels: LabelSpace) -> float:
+    return normalized_entropy([kind for label in given for kind in labels.kinds(label)], len(labels.names))
+
+
 def normalized_entropy(labels: Sequence[int], num_labels: int) -> float:
-    """Entropy of the frequencies of at least one label, over that of `num_labels` equally frequent ones."""
+    """Entropy of the labels' frequencies, over that of `num_labels` equally frequent ones; 0 for nothing to choose."""
+    if not labels or num_labels < 2:
+        return 0.0
     counts = np.bincount(labels)
     shares = counts[counts > 0] / len(labels)
     return float(max(-(shares * np.log(shares)).sum() / np.log(num_labels), 0.0))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from transformers import (
 from genal_ray.acquisition import Features
 from genal_ray.batching import TokenizedTexts, length_sorted_batches, tokenize
 from genal_ray.errors import UserError
+from genal_ray.labels import Classes, LabelSpace
 from genal_ray.precision import Precision, resolve_dtype
 from genal_ray.types import FloatArray, Text
 
@@ -29,6 +30,9 @@ Encoding = Literal["cls", "mean", "pooler"]
 
 class StudentModel:
     """A Hugging Face sequence classifier that gives label probabilities and encodings in one forward pass."""
+
+    auto_class: ClassVar[Any] = AutoModelForSequenceClassification
+    kind: ClassVar[str] = "sequence classifier"
 
     def __init__(
         self,
@@ -72,11 +76,11 @@ class StudentModel:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-            model = AutoModelForSequenceClassification.from_pretrained(
+            model = cls.auto_class.from_pretrained(
                 path, revision=revision, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"cannot load a student from {path!r}: expected a sequence classifier: {error}") from error
+            raise UserError(f"cannot load a student from {path!r}: expected a {cls.kind}: {error}") from error
         return cls(
             model.to(place).eval(),
             tokenizer,
@@ -91,6 +95,14 @@ class StudentModel:
         """Names of the classes, in the order of the probabilities' columns."""
         names: dict[int, str] = self.model.config.id2label
         return tuple(names[i] for i in range(len(names)))
+
+    @property
+    def labels(self) -> LabelSpace:
+        return Classes(self.label_names)
+
+    def probabilities(self, texts: Sequence[Text]) -> list[FloatArray]:
+        """float32 [num_labels] of each text."""
+        return list(self.predict(texts).probs)
 
     def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
         """Probabilities float32 [n, num_labels] and encodings float32 [n, dim], in the order of `texts`.
@@ -110,7 +122,7 @@ class StudentModel:
             shape = (0, config.num_labels), (0, config.hidden_size)
             return Features(probs=np.zeros(shape[0], np.float32), encodings=np.zeros(shape[1], np.float32))
         batches = list(length_sorted_batches(texts.lengths, self.max_batch_tokens))
-        with _HiddenStates(self.model) as hidden:
+        with HiddenStates(self.model) as hidden:
             outputs = [self._forward(texts.batch(rows, self.model.device), hidden) for rows in batches]
         order = np.argsort(np.concatenate(batches), kind="stable")
         probs, encodings = zip(*outputs, strict=True)
@@ -135,7 +147,7 @@ class StudentModel:
             self.model.eval()
 
     def _forward(
-        self, inputs: dict[str, torch.Tensor], hidden: _HiddenStates
+        self, inputs: dict[str, torch.Tensor], hidden: HiddenStates
     ) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(**inputs).logits
         return logits.float().softmax(-1), self._encode(hidden.output, inputs.get("attention_mask"))
@@ -155,7 +167,7 @@ class StudentModel:
         return torch.nn.functional.normalize(encoded, dim=-1) if self.normalize else encoded
 
 
-class _HiddenStates:
+class HiddenStates:
     """What the encoder under a classification head returned last; every architecture calls its own encoder so."""
 
     output: Any

@@ -9,10 +9,10 @@ from typing import Protocol
 from genal_ray.acquisition import Acquisition
 from genal_ray.types import (
     Completion,
-    FloatArray,
     Instance,
     LabeledInstance,
     PolicyUpdate,
+    Prediction,
     Prompt,
     Rollout,
     Scores,
@@ -50,8 +50,8 @@ class Scorer(Protocol):
 
     async def predict(
         self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
-    ) -> FloatArray:
-        """The student's probabilities, float32 [n, num_labels]."""
+    ) -> list[Prediction]:
+        """What the student says of each instance; there is one."""
         ...
 
 

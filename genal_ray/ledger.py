@@ -16,6 +16,7 @@ from typing import Any
 
 from genal_ray.errors import UserError
 from genal_ray.files import whole_lines
+from genal_ray.labels import LabelSpace
 from genal_ray.types import Instance, LabeledInstance
 
 
@@ -31,9 +32,9 @@ class Declined:
 class Ledger:
     """Append-only; the labels of a run in the order in which they were bought."""
 
-    def __init__(self, path: Path, label_names: Sequence[str]) -> None:
+    def __init__(self, path: Path, labels: LabelSpace) -> None:
         self._path = path
-        self._names = tuple(label_names)
+        self._space = labels
         self._labels: dict[str, LabeledInstance] = {}
         self._declined: dict[str, Declined] = {}
 
@@ -76,7 +77,7 @@ class Ledger:
         instance = item.instance
         return {
             "id": instance.id,
-            "label": None if isinstance(item, Declined) else self._names[item.label],
+            "label": None if isinstance(item, Declined) else self._space.encode(item.label),
             "round": item.round,
             "annotator": item.annotator,
             "origin": instance.origin,
@@ -99,7 +100,7 @@ class Ledger:
                 return Declined(instance=instance, annotator=row["annotator"], round=row["round"])
             return LabeledInstance(
                 instance=instance,
-                label=self._names.index(row["label"]),
+                label=self._space.decode(row["label"], row["text"]),
                 annotator=row["annotator"],
                 round=row["round"],
             )

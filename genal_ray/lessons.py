@@ -7,10 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from genal_ray.guards import collapse_metrics, fate_metrics, judge
 from genal_ray.interfaces import Progress
@@ -20,7 +19,7 @@ from genal_ray.seeds import derive_seed
 from genal_ray.stages import CandidateCodec, Round, StageResult
 from genal_ray.strategies import TeacherStrategy
 from genal_ray.teaching import Draft, Lesson, Observation
-from genal_ray.types import Candidate, Completion, Instance, LabeledInstance, StudentFit
+from genal_ray.types import Candidate, Completion, Fate, Instance, Label, LabeledInstance, Prediction, StudentFit
 
 if TYPE_CHECKING:
     from genal_ray.loop import Run
@@ -41,13 +40,16 @@ class AnalysisCodec:
 
 
 class ObservationCodec:
-    """Instance id -> predicted label and its probability."""
+    """Instance id -> what the student said of it."""
 
-    def save(self, value: dict[str, tuple[int, float]], table: Path) -> dict[str, Any]:
-        return {"predictions": {id: list(row) for id, row in value.items()}}
+    def save(self, value: dict[str, Prediction], table: Path) -> dict[str, Any]:
+        return {"predictions": {id: [p.label, p.confidence] for id, p in value.items()}}
 
-    def load(self, saved: dict[str, Any], table: Path) -> dict[str, tuple[int, float]]:
-        return {id: (label, confidence) for id, (label, confidence) in saved["predictions"].items()}
+    def load(self, saved: dict[str, Any], table: Path) -> dict[str, Prediction]:
+        return {
+            id: Prediction(label=tuple(label) if isinstance(label, list) else label, confidence=confidence)
+            for id, (label, confidence) in saved["predictions"].items()
+        }
 
 
 async def write(run: Run, folder: Round, number: int, stages: dict[str, StageResult[object]]) -> list[Candidate]:
@@ -73,7 +75,10 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
         drafts = await strategy.write(lesson, analysis, teacher)
         completions = [_completion(draft, run, number, i) for i, draft in enumerate(drafts)]
         candidates = judge(completions, run.parts.task, run.pools, round=number, guards=run.config.guards)
+        if strategy.labels_itself:
+            candidates = [_with_label(candidate) for candidate in candidates]
         figures = fate_metrics(candidates) | collapse_metrics(candidates, run.parts.task)
+        figures["gen/num_rejected_entities"] = sum(draft.num_rejected for draft in drafts)
         figures |= {f"gen/num_{tag}": sum(d.tag == tag for d in drafts) for tag in {d.tag for d in drafts} - {""}}
         return candidates, {**figures, **llm.usage.since(before)}
 
@@ -88,34 +93,45 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
 
 async def observe(
     run: Run, folder: Round, student: StudentFit, batch: Sequence[LabeledInstance], candidates: Sequence[Candidate]
-) -> StageResult[dict[str, tuple[int, float]]]:
+) -> StageResult[dict[str, Prediction]]:
     """What the student makes of the newest labels, and of those that it was trained on.
 
-    `candidates` tell what each text of the batch was asked to be. Figures, each a share of right answers:
-    `teach/batch_accuracy`, `teach/<tag>_accuracy`, and of the labels before the batch `teach/trained_real_accuracy` and
-    `teach/trained_written_accuracy`.
+    `candidates` tell what each text of the batch was asked to be. Figures, each a share of right answers or an entity
+    F1: `teach/batch_score`, `teach/<tag>_score`, and of the labels before the batch `teach/trained_real_score` and
+    `teach/trained_written_score`.
     """
     tags = {c.instance.id: c.completion.tag for c in candidates if c.instance is not None}
     newest = {item.instance.id for item in batch}
 
-    async def work(progress: Progress) -> tuple[dict[str, tuple[int, float]], Mapping[str, float]]:
+    async def work(progress: Progress) -> tuple[dict[str, Prediction], Mapping[str, float]]:
         labeled = run.pools.labeled
-        probs = await run.parts.scorer.predict([item.instance for item in labeled], student, progress)
-        found = dict(zip((item.instance.id for item in labeled), probs, strict=True))
-        right: dict[str, list[bool]] = {}
+        predictions = await run.parts.scorer.predict([item.instance for item in labeled], student, progress)
+        found = {item.instance.id: prediction for item, prediction in zip(labeled, predictions, strict=True)}
+        members: dict[str, list[LabeledInstance]] = {}
         for item in labeled:
             id = item.instance.id
             groups = ["batch", tags.get(id, "")] if id in newest else [f"trained_{_KINDS[item.instance.origin]}"]
             for group in filter(None, groups):
-                right.setdefault(group, []).append(bool(found[id].argmax() == item.label))
-        figures = {f"teach/{group}_accuracy": float(np.mean(values)) for group, values in sorted(right.items())}
-        predicted = {id: (int(found[id].argmax()), float(found[id].max())) for id in (i.instance.id for i in batch)}
-        return predicted, figures
+                members.setdefault(group, []).append(item)
+        figures = {
+            f"teach/{group}_score": run.corpus.labels.agreement(
+                [found[item.instance.id].label for item in items], [item.label for item in items]
+            )
+            for group, items in sorted(members.items())
+        }
+        return {item.instance.id: found[item.instance.id] for item in batch}, figures
 
     return await run.stage(folder, "observe", ObservationCodec(), work)
 
 
-def given_labels(candidates: Sequence[Candidate]) -> dict[str, int]:
+def _with_label(candidate: Candidate) -> Candidate:
+    """A text that was to come with its label is of no use without it: nobody else is asked."""
+    if candidate.instance is None or candidate.completion.label is not None:
+        return candidate
+    return replace(candidate, fate=Fate.UNLABELED, instance=None)
+
+
+def given_labels(candidates: Sequence[Candidate]) -> dict[str, Label]:
     """Instance id -> the label that came with its text."""
     return {
         c.instance.id: c.completion.label
@@ -134,13 +150,11 @@ def _lesson(run: Run, number: int) -> Lesson:
         round=number,
         budget=min(run.budget.per_round, run.budget.total - run.pools.num_labels),
         task=run.parts.task,
-        label_names=run.corpus.label_names,
+        labels=run.corpus.labels,
         labeled=tuple(labeled.values()),
         feedback=tuple(
-            Observation(
-                instance=labeled[id].instance, label=labeled[id].label, predicted=predicted, confidence=confidence
-            )
-            for id, (predicted, confidence) in seen.items()
+            Observation(instance=labeled[id].instance, label=labeled[id].label, prediction=prediction)
+            for id, prediction in seen.items()
         ),
         analyses=tuple(analysis for analysis in analyses if analysis is not None),
     )

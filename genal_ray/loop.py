@@ -55,6 +55,7 @@ from genal_ray.tasks import Task
 from genal_ray.types import (
     Candidate,
     Instance,
+    Label,
     LabeledInstance,
     PolicyUpdate,
     Scores,
@@ -299,7 +300,7 @@ def _may_be_labeled(run: Run, instance: Instance) -> bool:
 
 
 async def _annotate(
-    run: Run, number: int, ids: list[str], progress: Progress, given: Mapping[str, int] | None = None
+    run: Run, number: int, ids: list[str], progress: Progress, given: Mapping[str, Label] | None = None
 ) -> tuple[list[str], dict[str, float]]:
     """`given` are labels that came with the texts."""
     instances, annotation = run.pools.find(ids), run.parts.annotation
@@ -314,7 +315,7 @@ async def _annotate(
     return ids, {
         "al/synthetic_share": synthetic / len(bought),
         "al/num_declined": len(ids) - len(bought),
-        **label_metrics([*run.pools.labeled, *bought], len(run.corpus.label_names)),
+        **label_metrics([*run.pools.labeled, *bought], run.corpus.labels),
         **usage,
     }
 

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from genal_ray.config import GeneratorConfig, StudentConfig
@@ -63,19 +64,22 @@ def check_generator(
     _check_prompt_length(config, task, pool, max(label_names, key=len, default=None))
 
 
-def check_student(config: StudentConfig, encoding: str) -> None:
-    """Raise UserError unless `student.model` can be trained as a sequence classifier on texts of `max_length`, and
-    its `encoding` taken as the scorers need it."""
+def check_student(config: StudentConfig, encoding: str, *, tags_words: bool = False) -> None:
+    """Raise UserError unless `student.model` can be trained as a sequence classifier, or to tag words, on texts of
+    `max_length`, and its `encoding` taken as the scorers need it."""
     model = _config(config, "student")
     generative = [a for a in _architectures(model) if a.endswith(("ForCausalLM", "LMHeadModel"))]
-    trainable = model.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    wanted = "token" if tags_words else "sequence"
+    heads = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    trainable = model.model_type in (heads[0] if tags_words else heads[1])
     if generative or not (trainable or config.trust_remote_code):
         kind = ", ".join(generative) or model.model_type
         raise UserError(
-            f"student.model {config.model} is no encoder or sequence classifier (its config.json says {kind}): "
+            f"student.model {config.model} is no encoder or {wanted} classifier "
+            f"(its config.json says {kind}): "
             "expected one such as bert-base-uncased, or 'minilm', which ships"
         )
-    if encoding == "pooler" and trainable and not _has_pooler(model):
+    if encoding == "pooler" and trainable and (tags_words or not _has_pooler(model)):
         raise UserError(
             f"scorer.encoding is pooler but a {model.model_type} classifier such as {config.model} has no pooler: "
             "set scorer.encoding to cls or mean"

@@ -12,7 +12,7 @@ PACKAGE_PREFIX = "package://"
 MINILM = "minilm"
 
 
-DATA_SUFFIXES = (".jsonl", ".csv", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".csv", ".parquet", ".conll")
 """Data files that can be read, each also with .gz behind it."""
 
 

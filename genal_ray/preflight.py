@@ -44,7 +44,7 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     corpus = load_corpus(config)
     task = build_task(config.task)
     budget = resolve_budget(config, len(corpus.pool))
-    check_student(config.student, config.scorer.encoding)
+    check_student(config.student, config.scorer.encoding, tags_words=task.tags_words)
     if config.generator is not None:
         strategy = config.strategy
         named = corpus.label_names if isinstance(strategy, PolicyStrategy) and strategy.names_labels else ()
@@ -115,7 +115,7 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
         notes.append(f"{corpus.num_duplicates} training rows repeat an earlier text and are left out of the pool")
     if corpus.num_overlapping:
         notes.append(f"{corpus.num_overlapping} training rows occur in the evaluation split and are left out")
-    labels = Counter(corpus.hidden_labels[id] for id in corpus.initial_ids)
+    labels = Counter(kind for id in corpus.initial_ids for kind in corpus.labels.kinds(corpus.hidden_labels[id]))
     missing = [name for i, name in enumerate(corpus.label_names) if not labels[i]]
     if missing and config.data.initial_method != "kmeans":
         notes.append(

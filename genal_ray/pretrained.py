@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from genal_ray.config import StudentConfig
 from genal_ray.errors import UserError
+from genal_ray.labels import LabelSpace
 from genal_ray.paths import resolve_model
+from genal_ray.tagger import student_class
 
 
 @dataclass(slots=True, kw_only=True)
 class Pretrained:
-    """A classifier in float32, and what it takes to make it untrained again."""
+    """A classifier or tagger in float32, and what it takes to make it untrained again."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -31,30 +27,31 @@ class Pretrained:
     """Modules with parameters that the checkpoint lacks."""
 
     @classmethod
-    def load(cls, config: StudentConfig, label_names: Sequence[str], device: torch.device) -> Self:
-        """The model that `config` names, with one output per label.
+    def load(cls, config: StudentConfig, labels: LabelSpace, device: torch.device) -> Self:
+        """The model that `config` names, with the outputs of `labels`.
 
-        Raises UserError when it cannot be loaded as a sequence classifier.
+        Raises UserError when it cannot be loaded as a sequence classifier, or as a tagger.
         """
         source = resolve_model(config.model)
+        kind = student_class(tags_words=labels.tags_words)
+        names = labels.outputs
         options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            model, report = kind.auto_class.from_pretrained(
                 source,
                 dtype=torch.float32,
-                num_labels=len(label_names),
-                id2label=dict(enumerate(label_names)),
-                label2id={name: i for i, name in enumerate(label_names)},
-                problem_type="single_label_classification",
+                num_labels=len(names),
+                id2label=dict(enumerate(names)),
+                label2id={name: i for i, name in enumerate(names)},
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 **options,
             )
         except (OSError, ValueError) as error:
             raise UserError(
-                f"student.model {config.model!r} cannot be loaded: expected a Hugging Face encoder or sequence "
-                f"classifier, as a folder or a hub name: {error}"
+                f"student.model {config.model!r} cannot be loaded: expected a Hugging Face encoder or "
+                f"{kind.kind}, as a folder or a hub name: {error}"
             ) from error
         new = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
         model.to(device)
@@ -81,7 +78,7 @@ class Pretrained:
         Raises UserError when the folder holds no student of this shape.
         """
         try:
-            saved = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
             self.model.load_state_dict(saved.state_dict())
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot start from the student in {folder!r}: {error}") from error

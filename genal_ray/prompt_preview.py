@@ -22,7 +22,7 @@ from genal_ray.pools import Pools
 from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task, build_task
 from genal_ray.teaching import Lesson, Observation
-from genal_ray.types import LabeledInstance
+from genal_ray.types import Label, LabeledInstance, Prediction
 
 T = TypeVar("T")
 
@@ -109,21 +109,27 @@ async def _teach(strategy: TeacherStrategy, lesson: Lesson, teacher: _Recorder) 
 
 def _lesson(config: RunConfig, corpus: Corpus, task: Task) -> Lesson:
     shown = _labeled(corpus)[:NUM_SHOWN]
-    num_labels = len(corpus.label_names)
     return Lesson(
         round=1,
         budget=resolve_budget(config, len(corpus.pool)).per_round,
         task=task,
-        label_names=corpus.label_names,
+        labels=corpus.labels,
         labeled=tuple(shown),
         feedback=tuple(
             Observation(
-                instance=item.instance, label=item.label, predicted=(item.label + i % 2) % num_labels, confidence=0.75
+                instance=item.instance,
+                label=item.label,
+                prediction=Prediction(label=_wrong(item.label, corpus) if i % 2 else item.label, confidence=0.75),
             )
             for i, item in enumerate(shown)
         ),
         analyses=(),
     )
+
+
+def _wrong(label: Label, corpus: Corpus) -> Label:
+    """Another class, or no entities."""
+    return (0,) * len(label) if isinstance(label, tuple) else (label + 1) % len(corpus.label_names)
 
 
 def _labeled(corpus: Corpus) -> list[LabeledInstance]:
@@ -138,8 +144,10 @@ def _labeling(annotator: LLMAnnotator, prompts: Prompts, config: RunConfig, corp
     group = corpus.pool[: annotator.texts_per_call]
     return Conversation(
         purpose=PURPOSE,
-        messages=annotator.conversation(prompts, corpus.label_names, config.task.domain, group),
-        schema=reply_schema(len(group), annotator.answers(corpus.label_names)),
+        messages=annotator.conversation(
+            prompts, build_task(config.task).folder, corpus.labels, config.task.domain, group
+        ),
+        schema=reply_schema(len(group), corpus.labels.schema(annotator.abstention)),
     )
 
 

@@ -60,7 +60,7 @@ def open_split(data: DataConfig, split: str) -> Table:
 
 
 def read_file(path: Path) -> Table:
-    """The rows of a JSON lines, CSV or Parquet file, plain or .gz, recognised by its suffix."""
+    """The rows of a JSON lines, CSV, Parquet or CoNLL file, plain or .gz, recognised by its suffix."""
     if not path.is_file():
         raise UserError(f"data file {path}: no such file{_contents(path.parent)}")
     suffix = Path(path.name.removesuffix(".gz")).suffix
@@ -68,7 +68,7 @@ def read_file(path: Path) -> Table:
         return _read_parquet(path)
     if suffix not in DATA_SUFFIXES:
         raise UserError(f"data file {path}: expected {', '.join(DATA_SUFFIXES)}, plain or .gz")
-    rows = _json_rows(path) if suffix == ".jsonl" else _csv_rows(path)
+    rows = {".jsonl": _json_rows, ".csv": _csv_rows, ".conll": _conll_rows}[suffix](path)
     return Table(place=str(path), unit="line", rows=rows, class_names={})
 
 
@@ -85,10 +85,9 @@ def read_hub(name: str, split: str, *, subset: str | None = None, revision: str 
             "Check data.source (hub name or local folder), data.subset and the split names, and that the hub can be "
             "reached: offline (HF_HUB_OFFLINE=1) only what was downloaded before can be used"
         ) from error
+    items = {column: getattr(feature, "feature", feature) for column, feature in loaded.features.items()}
     names = {
-        column: tuple(feature.names)
-        for column, feature in loaded.features.items()
-        if isinstance(feature, datasets.ClassLabel)
+        column: tuple(item.names) for column, item in items.items() if isinstance(item, datasets.ClassLabel)
     }
     return Table(place=place, unit="row", rows=enumerate(loaded), class_names=names)
 
@@ -156,6 +155,32 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         yield number, row
 
 
+CONLL_TOKENS, CONLL_TAGS = "tokens", "ner_tags"
+"""Columns of a CoNLL file: the first and the last of each line."""
+
+
+def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Sentences, numbered by their first line: a token a line, its tag in the last column, an empty line in between.
+
+    Columns are set apart by tabs if the line has one, else by spaces. `-DOCSTART-` lines are left out.
+    """
+    start, tokens, tags = 0, list[str](), list[str]()
+    for number, line in _lines(path):
+        fields = line.strip("\r\n").split("\t") if "\t" in line else line.split()
+        if fields and len(fields) < 2:
+            raise UserError(f"{path}, line {number}: expected a token and its tag, found {_excerpt(line)}")
+        if not any(field.strip() for field in fields) or fields[0] == "-DOCSTART-":
+            if tokens:
+                yield start, {CONLL_TOKENS: tokens, CONLL_TAGS: tags}
+            tokens, tags = [], []
+            continue
+        start = start if tokens else number
+        tokens.append(fields[0])
+        tags.append(fields[-1])
+    if tokens:
+        yield start, {CONLL_TOKENS: tokens, CONLL_TAGS: tags}
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     numbered = _Counted(_lines(path))
     reader = csv.reader(numbered, strict=True)
@@ -220,7 +245,8 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, tuple[str,
     if not metadata or b"huggingface" not in metadata:
         return {}
     features = json.loads(metadata[b"huggingface"])["info"]["features"]
-    return {column: tuple(f["names"]) for column, f in features.items() if isinstance(f, dict) and "names" in f}
+    items = {column: f.get("feature", f) for column, f in features.items() if isinstance(f, dict)}
+    return {column: tuple(f["names"]) for column, f in items.items() if isinstance(f, dict) and "names" in f}
 
 
 def _excerpt(line: str) -> str:

@@ -6,6 +6,7 @@ smaller one of the same seed, and changing one size leaves the other choices alo
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,16 +36,39 @@ def stratified(labels: Sequence[int], count: int, *, seed: int, purpose: str) ->
     return positions
 
 
-def balanced(labels: Sequence[int], count: int, *, seed: int, purpose: str) -> Indices:
-    """`count` positions with as many of each label as there are, or one more or less, in random order."""
-    order = permutation(len(labels), seed=seed, purpose=purpose)
-    shuffled = np.asarray(labels)[order]
-    turn = np.zeros(len(labels), dtype=np.int64)  # the how manieth of its label
-    for value in np.unique(shuffled):
-        rows = np.flatnonzero(shuffled == value)
-        turn[rows] = np.arange(len(rows))
-    positions: Indices = order[np.sort(np.lexsort((shuffled, turn))[:count])]
-    return positions
+def balanced(kinds: Sequence[Sequence[int]], count: int, *, seed: int, purpose: str) -> Indices:
+    """`count` positions with as many of each kind as there are, or one more or less, in random order.
+
+    `kinds` are those of each item: a class, or the entity types of a text. The rarest kind so far is next, the item
+    that is picked counts for all its kinds; items without any come last.
+    """
+    order = permutation(len(kinds), seed=seed, purpose=purpose).tolist()
+    waiting: dict[int, list[int]] = {}
+    for position in reversed(order):
+        for kind in set(kinds[position]):
+            waiting.setdefault(kind, []).append(position)
+    counts = dict.fromkeys(sorted(waiting), 0)
+    chosen: dict[int, None] = {}
+    while len(chosen) < count and counts:
+        kind = min(counts, key=lambda k: (counts[k], k))
+        while waiting[kind] and waiting[kind][-1] in chosen:
+            waiting[kind].pop()
+        if not waiting[kind]:
+            del counts[kind]
+            continue
+        position = waiting[kind].pop()
+        chosen[position] = None
+        for counted in counts.keys() & set(kinds[position]):
+            counts[counted] += 1
+    others = [position for position in order if position not in chosen][: count - len(chosen)]
+    members = {*chosen, *others}
+    return np.array([position for position in order if position in members], dtype=np.int64)
+
+
+def strata(kinds: Sequence[Sequence[int]]) -> list[int]:
+    """What `stratified` spreads: the rarest kind of each item, or -1 for an item without any."""
+    sizes = Counter(kind for item in kinds for kind in set(item))
+    return [min(item, key=lambda kind: (sizes[kind], kind), default=-1) for item in kinds]
 
 
 def _seats(sizes: Indices, count: int) -> Indices:

@@ -96,6 +96,7 @@ class CandidateCodec:
         rows = [
             {
                 **dataclasses.asdict(candidate.completion),
+                "label": None if candidate.completion.label is None else json.dumps(candidate.completion.label),
                 "fate": str(candidate.fate),
                 "instance": None if candidate.instance is None else dataclasses.asdict(candidate.instance),
                 "repeats": candidate.repeats and str(candidate.repeats),
@@ -180,8 +181,11 @@ def _write_table(path: Path, table: pa.Table) -> None:
 def _candidate(row: dict[str, Any]) -> Candidate:
     fate, instance, repeats, penalized = (row.pop(name) for name in ("fate", "instance", "repeats", "penalized"))
     sequences = {key: tuple(row[key]) for key in ("prompt_token_ids", "token_ids", "logprobs")}
+    label = None if row["label"] is None else json.loads(row["label"])
     return Candidate(
-        completion=Completion(**{**row, **sequences}),
+        completion=Completion(
+            **{**row, **sequences, "label": tuple(label) if isinstance(label, list) else label}
+        ),
         fate=Fate(fate),
         instance=None if instance is None else Instance(**instance),
         repeats=None if repeats is None else Repeat(repeats),
@@ -199,7 +203,7 @@ _CANDIDATES = pa.schema(
         ("finish_reason", pa.string()),
         ("policy_version", pa.int32()),
         ("tag", pa.string()),
-        ("label", pa.int32()),
+        ("label", pa.string()),
         ("fate", pa.string()),
         ("repeats", pa.string()),
         ("penalized", pa.bool_()),

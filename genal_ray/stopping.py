@@ -12,6 +12,7 @@ import numpy as np
 
 from genal_ray.config import StoppingConfig
 from genal_ray.corpus import Corpus
+from genal_ray.evaluation import QUALITY, quality, quality_metric
 from genal_ray.sampling import permutation
 from genal_ray.types import RoundReport, Text
 
@@ -47,13 +48,14 @@ def _accuracy_reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> 
         return None
     best, waited = -np.inf, 0
     for report in reports:
-        accuracy = report.metrics["al/accuracy"]
+        accuracy = quality(report.metrics)
         improved = accuracy > best + plateau.min_delta
         best, waited = (accuracy, 0) if improved else (best, waited + 1)
     if waited < plateau.patience:
         return None
     gain = f"by more than {plateau.min_delta:g} " if plateau.min_delta else ""
-    return f"accuracy has not improved on {best:.4f} {gain}for {waited} rounds (stopping.accuracy)"
+    name = QUALITY[quality_metric(reports[-1].metrics)]
+    return f"{name} has not improved on {best:.4f} {gain}for {waited} rounds (stopping.accuracy)"
 
 
 def _predictions_reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:

@@ -1,4 +1,4 @@
-"""The student's training: from pretrained weights and labeled texts to a classifier.
+"""The student's training: from pretrained weights and labeled texts to a classifier or tagger.
 
     texts -> token ids (once) -> batches of similar length, new ones each epoch -> bf16 forward and backward
           -> clip -> AdamW in float32 -> a Hugging Face model
@@ -21,16 +21,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from genal_ray.batching import IntArray, TokenizedTexts, tokenize
+from genal_ray.batching import IntArray, TokenizedTexts, tokenize, tokenize_words
 from genal_ray.config import StudentConfig
+from genal_ray.entities import words_of
 from genal_ray.errors import RunError, UserError
-from genal_ray.evaluation import classification_metrics
 from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
+from genal_ray.labels import LabelSpace
 from genal_ray.precision import resolve_dtype
 from genal_ray.pretrained import Pretrained
 from genal_ray.seeds import derive_seed
-from genal_ray.types import Text
+from genal_ray.targets import ClassTargets, TagTargets, Targets
+from genal_ray.types import Label, Text
 from genal_ray.vocabulary import used_vocabulary
 
 WINDOW_BATCHES = 8
@@ -51,8 +53,8 @@ class TrainedStudent:
 def fit(
     config: StudentConfig,
     texts: Sequence[Text],
-    labels: Sequence[int],
-    label_names: Sequence[str],
+    labels: Sequence[Label],
+    space: LabelSpace,
     *,
     seed: int,
     warm_start_path: str | None = None,
@@ -62,22 +64,22 @@ def fit(
     pretrained: Pretrained | None = None,
     device: str | None = None,
 ) -> TrainedStudent:
-    """Train a student on `texts` and their `labels` (indices into `label_names`).
+    """Train a student on `texts` and their `labels`, which are among those of `space`.
 
     Starts from the pretrained weights, or from the student saved at `warm_start_path`; `pretrained` saves reading
     them again. The same seed and processor give the same student. `progress` counts optimiser steps.
 
     Raises UserError for labels out of range or a model that cannot be loaded, RunError when the loss is not finite.
     """
-    _check(texts, labels, label_names)
+    _check(texts, labels, space)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     with _seeded(seed, rank, place):
-        base = pretrained or Pretrained.load(config, label_names, place)
+        base = pretrained or Pretrained.load(config, space, place)
         model = base.reset(seed) if warm_start_path is None else base.resume(warm_start_path)
-    tokens = tokenize(base.tokenizer, texts, config.max_length)
+    tokens, targets = _prepared(base.tokenizer, texts, labels, space, config.max_length, model.device)
     started = time.perf_counter()
     with used_vocabulary(model, tokens), _seeded(seed, rank, place):
-        losses = _Loop(config, model, seed, rank, world_size).run(tokens, labels, progress)
+        losses = _Loop(config, model, seed, rank, world_size).run(tokens, targets, progress)
     model.eval()
     seconds = time.perf_counter() - started
     loss = float(losses.mean())
@@ -95,9 +97,9 @@ def fit(
     return TrainedStudent(model=model, tokenizer=base.tokenizer, metrics=metrics)
 
 
-def evaluate(student: StudentModel, texts: Sequence[Text], labels: Sequence[int]) -> dict[str, float]:
-    """`al/accuracy`, `al/macro_f1` and `al/loss` on an evaluation split."""
-    return classification_metrics(student.predict(texts).probs, labels)
+def evaluate(student: StudentModel, texts: Sequence[Text], labels: Sequence[Label]) -> dict[str, float]:
+    """`al/*` figures on an evaluation split (`genal_ray.evaluation`)."""
+    return student.labels.metrics(student.probabilities(texts), labels)
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -141,9 +143,8 @@ class _Loop:
             else DistributedDataParallel(model, broadcast_buffers=False, static_graph=True)
         )
 
-    def run(self, tokens: TokenizedTexts, labels: Sequence[int], progress: Progress | None) -> torch.Tensor:
+    def run(self, tokens: TokenizedTexts, targets: Targets, progress: Progress | None) -> torch.Tensor:
         """Losses [steps of the last epoch], means over the whole batch."""
-        targets = torch.tensor(labels, device=self.device)
         steps = num_steps(self.config, len(tokens))
         losses = torch.zeros(steps, device=self.device)
         self.model.train()
@@ -168,15 +169,15 @@ class _Loop:
                 if done == steps:
                     return
 
-    def _step(self, tokens: TokenizedTexts, targets: torch.Tensor, rows: IntArray) -> torch.Tensor:
+    def _step(self, tokens: TokenizedTexts, targets: Targets, rows: IntArray) -> torch.Tensor:
         """One optimiser step on the global batch `rows`; this process's share of its mean loss."""
         mine = rows[self.rank :: self.world_size]
-        weight = 1 / len(rows)
+        weight = 1 / targets.count(rows)
         if not len(mine):  # fewer rows than processes: join the gradient exchange with nothing
             mine, weight = rows[:1], 0.0
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(**tokens.batch(mine, self.device)).logits
-        loss = weight * nn.functional.cross_entropy(logits.float(), targets[mine], reduction="sum")
+        loss = weight * targets.loss(logits.float(), mine)
         torch.autograd.backward(loss * self.world_size)  # gradients are averaged over the processes
         nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
         self.optimizer.step()
@@ -205,12 +206,27 @@ def _batches_per_epoch(config: StudentConfig, num_texts: int) -> int:
     return math.ceil(num_texts / config.batch_size)
 
 
-def _check(texts: Sequence[Text], labels: Sequence[int], label_names: Sequence[str]) -> None:
+def _prepared(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[Text],
+    labels: Sequence[Label],
+    space: LabelSpace,
+    max_length: int,
+    device: torch.device,
+) -> tuple[TokenizedTexts, Targets]:
+    if not space.tags_words:
+        return tokenize(tokenizer, texts, max_length), ClassTargets(labels, device)
+    words = tokenize_words(tokenizer, [words_of(text) for text in texts if isinstance(text, str)], max_length)
+    return words, TagTargets(words, labels, device)
+
+
+def _check(texts: Sequence[Text], labels: Sequence[Label], space: LabelSpace) -> None:
     if not texts or len(texts) != len(labels):
         raise UserError(f"a student needs labeled texts, one label each: got {len(texts)} texts, {len(labels)} labels")
-    if not (min(labels) >= 0 and max(labels) < len(label_names)):
+    numbers = [number for label in labels for number in (label if isinstance(label, tuple) else (label,))]
+    if not (min(numbers) >= 0 and max(numbers) < len(space.outputs)):
         raise UserError(
-            f"labels must be indices into the {len(label_names)} label names: got {min(labels)} to {max(labels)}"
+            f"labels must be indices into the {len(space.outputs)} label names: got {min(numbers)} to {max(numbers)}"
         )
 
 

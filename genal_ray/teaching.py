@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from genal_ray.types import Instance, LabeledInstance
+from genal_ray.types import Instance, Label, LabeledInstance, Prediction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from genal_ray.labels import LabelSpace
     from genal_ray.llm import Message
     from genal_ray.tasks import Task
 
@@ -25,14 +26,12 @@ class Observation:
     """What the student makes of a labeled instance."""
 
     instance: Instance
-    label: int
-    predicted: int
-    confidence: float
-    """Probability of the predicted label."""
+    label: Label
+    prediction: Prediction
 
     @property
     def right(self) -> bool:
-        return self.predicted == self.label
+        return self.prediction.label == self.label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +42,10 @@ class Draft:
     text_pair: str | None = None
     tag: str = ""
     """What it was asked to be, such as `hard`; nobody but the reader of a run is told."""
-    label: int | None = None
-    """Given with the text; None when it is to be labeled by somebody else."""
+    label: Label | None = None
+    """Given with the text; None when it is to be labeled by somebody else, or was to be given and is not right."""
+    num_rejected: int = 0
+    """Entities that were given with the text and are not in it."""
 
 
 class Teacher(Protocol):
@@ -77,7 +78,7 @@ class Lesson:
     budget: int
     """Labels that the round may buy."""
     task: Task
-    label_names: tuple[str, ...]
+    labels: LabelSpace
     labeled: tuple[LabeledInstance, ...]
     feedback: tuple[Observation, ...]
     """The newest labeled instances as the student sees them."""

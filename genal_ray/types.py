@@ -20,6 +20,9 @@ Text = str | tuple[str, str]
 
 FloatArray = npt.NDArray[np.float32]
 
+Label = int | tuple[int, ...]
+"""A class, as an index into the label names; or the tags of a text's words (`genal_ray.entities`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
@@ -43,12 +46,20 @@ class LabeledInstance:
     """An instance and the label that was paid for it."""
 
     instance: Instance
-    label: int
-    """Index into the task's label names."""
+    label: Label
     annotator: str
     """Name of the annotator that gave the label, as in the ledger."""
     round: int
     """The round that bought the label; 0 for the initial labeled set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What a student says of an instance."""
+
+    label: Label
+    confidence: float
+    """Probability of the label; of tags, the geometric mean over the words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,8 +91,8 @@ class Completion:
     """Version of the policy that wrote it; 0 is the pretrained one, and what a chat model wrote."""
     tag: str = ""
     """What a chat model was asked for, such as `hard`."""
-    label: int | None = None
-    """Index of the label that came with the text, where that is the label it gets."""
+    label: Label | None = None
+    """That came with the text, where that is the label it gets."""
 
 
 class Fate(StrEnum):
@@ -94,6 +105,8 @@ class Fate(StrEnum):
     EMPTY = "empty"
     TRUNCATED = "truncated"
     UNPARSEABLE = "unparseable"
+    UNLABELED = "unlabeled"
+    """Written with its label, which does not go with the text."""
 
 
 class Repeat(StrEnum):
@@ -164,9 +177,9 @@ class StudentFit:
     path: str
     """Plain Hugging Face folder: model, tokenizer, config with label names."""
     metrics: Mapping[str, float]
-    """`al/accuracy`, `al/macro_f1` on the evaluation split and `student/*`."""
+    """`al/*` figures of `genal_ray.evaluation` on the evaluation split, and `student/*`."""
     stop_predictions: tuple[int, ...] = ()
-    """Label indices for the stop set; empty where a run has none."""
+    """Label indices for the stop set, or tags of all its words; empty where a run has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

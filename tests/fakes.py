@@ -15,18 +15,20 @@ from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus
 from genal_ray.interfaces import Progress
+from genal_ray.labels import Classes, LabelSpace
 from genal_ray.ledger import Ledger
 from genal_ray.loop import Parts, Run
 from genal_ray.observer import Observer
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.seeds import derive_seed
 from genal_ray.store import RunDirectory
-from genal_ray.tasks import Task
+from genal_ray.tasks import Task, build_task
 from genal_ray.types import (
     Completion,
     Instance,
     LabeledInstance,
     PolicyUpdate,
+    Prediction,
     Prompt,
     Rollout,
     RoundReport,
@@ -91,8 +93,9 @@ class FakeGenerator:
 
 
 class FakeScorer:
-    def __init__(self, calls: Calls) -> None:
+    def __init__(self, calls: Calls, labels: LabelSpace = Classes(("no", "yes"))) -> None:
         self.calls = calls
+        self.labels = labels
 
     async def score(
         self,
@@ -123,12 +126,15 @@ class FakeScorer:
 
     async def predict(
         self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
-    ) -> np.ndarray:
-        """Label 1 for a third of the texts, whatever they are."""
+    ) -> list[Prediction]:
+        """Label 1 for a third of the texts, whatever they are; or an entity for a third of their words."""
         self.calls.record("observe")
+        if self.labels.tags_words:
+            tags = [tuple(int(derive_seed(word) % 3 == 0) for word in i.text.split()) for i in instances]
+            return [Prediction(label=label, confidence=0.5) for label in tags]
         ones = [derive_seed(i.text) % 3 == 0 for i in instances]
         sure = [0.5 + derive_seed("sure", i.text) / 2**64 for i in instances]
-        return np.array([[1 - s, s] if one else [s, 1 - s] for one, s in zip(ones, sure, strict=True)], np.float32)
+        return [Prediction(label=int(one), confidence=s) for one, s in zip(ones, sure, strict=True)]
 
 
 class FakeStudent:
@@ -227,7 +233,7 @@ def make_config(**changes: Any) -> RunConfig:
 def make_corpus(size: int = 20) -> Corpus:
     pool = tuple(Instance(id=f"r-{i:06d}", text=f"remark number {i} of {size}") for i in range(size))
     return Corpus(
-        label_names=("no", "yes"),
+        labels=Classes(("no", "yes")),
         pool=pool,
         hidden_labels={instance.id: n % 2 for n, instance in enumerate(pool)},
         initial_ids=tuple(instance.id for instance in pool[:4]),
@@ -238,13 +244,15 @@ def make_corpus(size: int = 20) -> Corpus:
     )
 
 
-def make_run(folder: Path, config: RunConfig, calls: Calls, paid: Counter[str]) -> Run:
+def make_run(
+    folder: Path, config: RunConfig, calls: Calls, paid: Counter[str], corpus: Corpus | None = None
+) -> Run:
     """A run over fake parts in `folder`, begun or continued."""
-    corpus, store = make_corpus(), RunDirectory(folder)
+    corpus, store = corpus or make_corpus(), RunDirectory(folder)
     if not store.config_file.exists():
         store.create(config)
     store.rewrite_metrics()
-    ledger = Ledger(store.ledger_file, corpus.label_names).open()
+    ledger = Ledger(store.ledger_file, corpus.labels).open()
     labeler = CountingLabeler(calls, paid)
     generator = FakeGenerator(calls)
     if (served := last_policies(store).served) is not None:
@@ -256,9 +264,9 @@ def make_run(folder: Path, config: RunConfig, calls: Calls, paid: Counter[str]) 
         pools=restore_pools(config, store, corpus, ledger),
         store=store,
         parts=Parts(
-            task=PlainTask(),
+            task=build_task(config.task) if corpus.labels.tags_words else PlainTask(),
             annotation=Annotation({"real": ("hidden", labeler), "synthetic": ("hidden", labeler)}, ledger),
-            scorer=FakeScorer(calls),
+            scorer=FakeScorer(calls, corpus.labels),
             student=FakeStudent(calls),
             generator=None if config.generator is None else generator,
             learner=FakeLearner(calls, generator) if config.learns else None,

@@ -9,7 +9,7 @@ import pytest
 from acquisition_references import random_features
 
 from genal_ray import registry
-from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
+from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows, WordUncertainty
 from genal_ray.knn import LabeledIndex
 from genal_ray.scoring import normalized
 
@@ -26,11 +26,13 @@ def features(n: int, seed: int = 0, *, passes: int = 0) -> Features:
 def as_needed(given: Features, needs: Needs) -> Features:
     """What a scorer would compute of it."""
     n = len(given)
+    words = WordUncertainty.of([p[None] for p in given.probs])
     if not (needs.student or needs.pretrained):
         given = replace(given, probs=given.probs[:, :0], encodings=given.encodings[:, :0])
     if needs.dropout_passes and given.dropout_probs is None:
         passes = random_features(np.random.default_rng(1), n, 3, 8, 2.0, needs.dropout_passes)
         given = replace(given, dropout_probs=passes.dropout_probs)
+    given = replace(given, words=words)
     return normalized(given) if needs.normalized else given
 
 

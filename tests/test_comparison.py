@@ -19,7 +19,7 @@ from genal_ray.comparison.figure import _styles, draw, save
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.comparison.readme import Description, installed_versions, readme
 from genal_ray.comparison.runs import points_of, read_run, read_runs, run_path
-from genal_ray.comparison.summary import accuracy_at, area, summarise, write_summary
+from genal_ray.comparison.summary import area, quality_at, summarise, write_summary
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
 from genal_ray.methods import find_method, method_names
@@ -96,7 +96,7 @@ def test_curve_is_the_committed_rounds(tmp_path: Path) -> None:
 def test_curves_have_the_documented_columns(tmp_path: Path) -> None:
     write_curves(tmp_path / "curves.csv", curve("signal", 0, [1 / 3]))
     assert (tmp_path / "curves.csv").read_text() == (
-        "method,seed,round,num_labels,fraction,accuracy,macro_f1,seconds\n"
+        "method,seed,round,num_labels,fraction,accuracy,macro_f1,entity_f1,llm_tokens,seconds\n"
         "signal,0,0,10,0.2,0.3333333333333333,0.16666666666666666,1.5\n"
     )
 
@@ -154,10 +154,10 @@ def test_run_that_has_not_begun_has_no_points(tmp_path: Path) -> None:
 
 def test_accuracy_between_rounds_is_on_the_line_and_none_beyond() -> None:
     points = curve("signal", 0, [0.5, 0.6, 0.8])  # at 0.2, 0.4, 0.6
-    assert accuracy_at(points, 0.4) == 0.6
-    assert accuracy_at(points, 0.5) == pytest.approx(0.7)
-    assert accuracy_at(points, 0.1) is None
-    assert accuracy_at(points, 0.61) is None
+    assert quality_at(points, 0.4) == 0.6
+    assert quality_at(points, 0.5) == pytest.approx(0.7)
+    assert quality_at(points, 0.1) is None
+    assert quality_at(points, 0.61) is None
 
 
 def test_area_is_the_mean_height_of_the_line() -> None:
@@ -196,9 +196,9 @@ def test_summary_of_two_methods() -> None:
     assert (baseline.method, signal.method) == ("random", "signal")
     assert (summary.start, summary.end) == (0.2, 1.0)
 
-    assert baseline.accuracy[200] is None
-    assert baseline.auc_gain is baseline.accuracy_gain is baseline.extra_gain is None
-    at_half = baseline.accuracy[50]
+    assert baseline.quality[200] is None
+    assert baseline.auc_gain is baseline.quality_gain is baseline.extra_gain is None
+    at_half = baseline.quality[50]
     assert at_half is not None
     assert at_half.mean == pytest.approx(0.575 + np.mean(shifts))
     assert at_half.std == pytest.approx(np.std(shifts, ddof=1))
@@ -209,7 +209,7 @@ def test_summary_of_two_methods() -> None:
     assert baseline.auc.mean == pytest.approx(np.mean(heights))
 
     expected = stats.ttest_rel([0.70 + 2 * s for s in shifts], [0.64 + s for s in shifts]).confidence_interval(0.95)
-    gain = signal.accuracy_gain
+    gain = signal.quality_gain
     assert gain is not None
     assert gain.mean == pytest.approx(0.06 + np.mean(shifts))
     assert (gain.low, gain.high) == pytest.approx((expected.low, expected.high))
@@ -226,7 +226,7 @@ def test_gain_pairs_only_seeds_that_both_have() -> None:
         *curve("random", 0, [0.5] * 5), *curve("random", 1, [0.6] * 5),
         *curve("signal", 1, [0.7] * 5), *curve("signal", 2, [0.9] * 5),
     ]  # fmt: skip
-    gain = summarise(points).methods[1].accuracy_gain
+    gain = summarise(points).methods[1].quality_gain
     assert gain is not None
     assert gain.mean == pytest.approx(0.1)
     assert (gain.num_seeds, gain.low, gain.high) == (1, None, None)
@@ -250,7 +250,7 @@ def test_without_random_there_are_no_gains() -> None:
     only = summarise(curve("signal", 0, [0.5] * 5)).methods[0]
     assert only.auc is not None
     assert only.auc.std is None
-    assert only.auc_gain is only.accuracy_gain is only.extra_gain is None
+    assert only.auc_gain is only.quality_gain is only.extra_gain is None
 
 
 def test_method_without_points_has_a_row_without_figures(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_minimal_configuration_is_complete(write: Any) -> None:
         ("budget.per_round=-0.1", "budget.per_round: expected a share such as 0.1 or a count such as 67"),
         ("task.labels=[a, a]", "every name may stand there once"),
         ("task.labels=a", 'task.labels: expected a list, got "a"'),
-        ("task.labels=[a]", 'task.labels: expected at least 2 entries, got ["a"]'),
+        ("task.labels=[a]", 'task.labels: expected at least two classes, got a'),
         ("task.domain=''", "task.domain: expected at least 1 character"),
         ("name=a/b", "name: must match"),
         ("data.source=null", "data.source: missing (hub name or local folder)"),

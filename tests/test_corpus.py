@@ -167,11 +167,11 @@ def test_choice_is_the_same_on_every_platform() -> None:
 )
 def test_balanced_choice_takes_as_many_of_each_label(count: int, expected: list[int]) -> None:
     labels = [0] * 33 + [1] * 15 + [2] * 2
-    chosen = balanced(labels, count, seed=0, purpose="test")
+    chosen = balanced([[label] for label in labels], count, seed=0, purpose="test")
     assert len(set(chosen.tolist())) == count
     assert np.bincount(np.array(labels)[chosen], minlength=3).tolist() == expected
-    assert np.array_equal(chosen, balanced(labels, count, seed=0, purpose="test"))
-    assert not np.array_equal(chosen, balanced(labels, count, seed=1, purpose="test"))
+    assert np.array_equal(chosen, balanced([[label] for label in labels], count, seed=0, purpose="test"))
+    assert not np.array_equal(chosen, balanced([[label] for label in labels], count, seed=1, purpose="test"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 20, 111])

@@ -12,9 +12,9 @@ def reports(**columns: list[float | None]) -> list[RoundReport]:
     """A report a row; None: not measured."""
     names = {
         "accuracy": "al/accuracy",
-        "batch": "teach/batch_accuracy",
-        "real": "teach/trained_real_accuracy",
-        "written": "teach/trained_written_accuracy",
+        "batch": "teach/batch_score",
+        "real": "teach/trained_real_score",
+        "written": "teach/trained_written_score",
     }
     rows = zip(*columns.values(), strict=True)
     return [

@@ -103,7 +103,7 @@ def run_to_end(
         llm = LLM(config.llm, Endpoint(config.llm), Journal(folder / "llm" / "calls.jsonl").open())
         labeler = LLMAnnotator().load(run.corpus, Setting(domain="remarks", seed=config.seed, llm=llm))
         hidden = run.parts.annotation._labelers["real"]
-        ledger = Ledger(run.store.ledger_file, run.corpus.label_names).open()
+        ledger = Ledger(run.store.ledger_file, run.corpus.labels).open()
         annotation = Annotation({"real": hidden, "synthetic": ("llm", labeler)}, ledger, llm)
         try:
             await loop.run(replace(run, parts=replace(run.parts, annotation=annotation, llm=llm)))
@@ -131,8 +131,11 @@ def test_a_run_spends_the_budget_on_written_texts(tmp_path: Path, monkeypatch: p
         assert (row["gen/num_hard"], row["gen/num_easy"], row["gen/num_kept"]) == (3, 3, 6)
         # 120 for the analysis, 250 for each of two generations, 15 for each of six labels
         assert row["llm/num_tokens"] == 120 + 500 + 90
-        assert 0 <= row["teach/batch_accuracy"] <= 1
-        assert row["teach/batch_accuracy"] * 6 == row["teach/hard_accuracy"] * 3 + row["teach/easy_accuracy"] * 3
+        assert row["llm/total_tokens"] == 710 * row["round"]
+        gain = 100 * (row["al/accuracy"] - rounds[0]["al/accuracy"])
+        assert row.get("llm/tokens_per_point") == (pytest.approx(710 * row["round"] / gain) if gain > 0 else None)
+        assert 0 <= row["teach/batch_score"] <= 1
+        assert row["teach/batch_score"] * 6 == row["teach/hard_score"] * 3 + row["teach/easy_score"] * 3
 
 
 def test_the_labeling_conversation_knows_nothing_of_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from fakes import PlainTask
 
 from genal_ray.config import GuardsConfig, RewardConfig
 from genal_ray.guards import collapse_metrics, distinct, fate_metrics, judge, label_metrics, normalized_entropy
+from genal_ray.labels import Classes
 from genal_ray.near_duplicates import ShingledTexts
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
@@ -18,6 +19,8 @@ from genal_ray.stages import CandidateCodec
 from genal_ray.tasks.single_text import SingleText
 from genal_ray.text import normalized
 from genal_ray.types import Completion, Fate, Instance, LabeledInstance, Repeat, Scores
+
+TWO = Classes(("a", "b"))
 
 
 def completion(text: str, finish_reason: str = "stop") -> Completion:
@@ -181,13 +184,13 @@ def test_entropy_of_labels_and_of_the_newest_synthetic_ones() -> None:
         return LabeledInstance(instance=instance, label=label, annotator="a", round=0)
 
     real = [labeled("real", n % 2, n) for n in range(10)]
-    assert label_metrics(real, 2) == {"al/label_entropy": pytest.approx(1.0)}
-    assert label_metrics(real, 4) == {"al/label_entropy": pytest.approx(0.5)}
+    assert label_metrics(real, TWO) == {"al/label_entropy": pytest.approx(1.0)}
+    assert label_metrics(real, Classes(("a", "b", "c", "d"))) == {"al/label_entropy": pytest.approx(0.5)}
     early = [labeled("synthetic", 0, n) for n in range(30)]
     late = [labeled("synthetic", n % 2, 100 + n) for n in range(50)]
-    assert label_metrics([*real, *early[:19]], 2).keys() == {"al/label_entropy"}
-    assert label_metrics([*real, *early], 2)["al/synthetic_label_entropy"] == 0
-    assert label_metrics([*real, *early, *late], 2)["al/synthetic_label_entropy"] == pytest.approx(1.0)
+    assert label_metrics([*real, *early[:19]], TWO).keys() == {"al/label_entropy"}
+    assert label_metrics([*real, *early], TWO)["al/synthetic_label_entropy"] == 0
+    assert label_metrics([*real, *early, *late], TWO)["al/synthetic_label_entropy"] == pytest.approx(1.0)
     assert normalized_entropy([0, 0, 0, 1], 2) == pytest.approx(0.8113, abs=1e-4)
 
 

@@ -16,6 +16,7 @@ from genal_ray.annotators import Annotator, Setting
 from genal_ray.annotators.linear import CONFIG_FILE, Hashing, Linear, load_labeler
 from genal_ray.corpus import Corpus
 from genal_ray.errors import UserError
+from genal_ray.labels import Classes
 from genal_ray.paths import resolve_path
 from genal_ray.types import Instance
 
@@ -32,7 +33,7 @@ SAYINGS = {
 
 
 def corpus(label_names: tuple[str, ...]) -> Corpus:
-    return Corpus(label_names=label_names, pool=(), hidden_labels={}, initial_ids=(), evaluation=())
+    return Corpus(labels=Classes(label_names), pool=(), hidden_labels={}, initial_ids=(), evaluation=())
 
 
 def instances(texts: list[str]) -> list[Instance]:

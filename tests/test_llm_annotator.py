@@ -17,6 +17,7 @@ from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.config import LLMConfig, parse_config
 from genal_ray.corpus import Corpus
 from genal_ray.errors import UserError
+from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
 from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
@@ -34,7 +35,7 @@ def instances(*texts: str) -> list[Instance]:
 
 
 def corpus(names: tuple[str, ...] = NAMES) -> Corpus:
-    return Corpus(label_names=names, pool=(), hidden_labels={}, initial_ids=(), evaluation=())
+    return Corpus(labels=Classes(names), pool=(), hidden_labels={}, initial_ids=(), evaluation=())
 
 
 def annotate(
@@ -129,7 +130,7 @@ def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.Mon
         config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url})
 
         async def buy() -> tuple[list[str], dict[str, float]]:
-            ledger = Ledger(tmp_path / "ledger.jsonl", NAMES).open()
+            ledger = Ledger(tmp_path / "ledger.jsonl", Classes(NAMES)).open()
             llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
             labeler = LLMAnnotator(abstain=True).load(corpus(), Setting(domain="reviews", seed=0, llm=llm))
             annotation = Annotation({"synthetic": ("llm", labeler)}, ledger, llm)
@@ -143,7 +144,7 @@ def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.Mon
     assert (figures["llm/num_calls"], figures["llm/num_tokens"], nothing["llm/num_calls"]) == (3, 45, 0)
     rows = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     assert [row["label"] for row in rows if row["id"] == "s-1"] == [None]
-    ledger = Ledger(tmp_path / "ledger.jsonl", NAMES).open()
+    ledger = Ledger(tmp_path / "ledger.jsonl", Classes(NAMES)).open()
     pools = Pools.restored(corpus(), [i.id for i in items], ledger.of([i.id for i in items]), items)
     assert pools.num_labels == 2
     assert pools.unlabeled == []

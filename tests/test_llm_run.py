@@ -90,6 +90,6 @@ def test_a_run_that_reached_its_cap_goes_on_when_it_is_raised(tmp_path: Path) ->
     assert [len(teacher.of(purpose)) for purpose in ("analysis", "generation", "labeling")] == [2, 2, 6]
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["al/num_labels"] for row in metrics] == [4, 13, 22]
-    assert all(0 <= row["teach/batch_accuracy"] <= 1 for row in metrics)
+    assert all(0 <= row["teach/batch_score"] <= 1 for row in metrics)
     for path in run.rglob("*"):
         assert not path.is_file() or server.key.encode() not in path.read_bytes(), path

@@ -8,21 +8,31 @@ from genal_ray.config import load_config
 from genal_ray.errors import UserError
 from genal_ray.methods import Method, find_method, method_names, parse_method
 
+LLM = "llm={model: teacher}"
+TAGGING = ("mnlp", "token_entropy", "token-entropy-max")
+"""Methods that need a student which tags words."""
+
+
+def base(name: str) -> list[str]:
+    """The demo's own task, or one that the method can do."""
+    return [LLM, *(["task.kind=ner"] if name in TAGGING else [])]
+
 
 @pytest.mark.parametrize("name", method_names())
 def test_method_is_a_configuration_of_the_demo(name: str) -> None:
     method = find_method(name)
     assert method.name == name
     assert method.description
-    config = load_config("demo", [*method.overrides, "llm={model: teacher}"])
+    config = load_config("demo", [*method.overrides, *base(name)])
     if name != "best-of-n" and config.generator is not None:
         assert config.strategy.candidates_per_label == 2.0  # type: ignore[attr-defined]  # the preset's own
     assert config.writes == (config.annotators.synthetic is not None)
 
 
 def test_methods_differ() -> None:
-    llm = "llm={model: teacher}"
-    fingerprints = {n: load_config("demo", [*find_method(n).overrides, llm]).fingerprint() for n in method_names()}
+    fingerprints = {
+        n: load_config("demo", [*find_method(n).overrides, *base(n)]).fingerprint() for n in method_names()
+    }
     assert len(set(fingerprints.values())) == len(fingerprints)
 
 

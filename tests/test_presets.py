@@ -26,6 +26,10 @@ ASKS_FOR = {
     "ag_news-cpu": list(PATHS),
     "qnli-cpu": list(PATHS),
     "sst2-evokd": list(LLM),
+    "wnut17": [],
+    "wnut17-cpu": ["data.source"],
+    "conll-cpu": ["data.source"],
+    "wnut17-evokd": list(LLM),
 }
 
 
@@ -37,12 +41,12 @@ def test_presets_are_those_documented() -> None:
 def test_preset_is_whole_and_named_after_its_file(name: str) -> None:
     config = load_config(name, [f"{key}={(PATHS | LLM)[key]}" for key in ASKS_FOR[name]])
     assert config.name == name
-    assert config.writes
-    if config.strategy.name == "signal":
+    assert config.writes == (name not in ("wnut17", "wnut17-cpu", "conll-cpu"))
+    if config.writes and config.strategy.name == "signal":
         assert config.learns
         assert config.generator is not None
         assert config.generator.weight_transfer == "auto"
-    budget = resolve_budget(config, 100 if name != "demo" else 300)
+    budget = resolve_budget(config, {"demo": 300, "wnut17": 3000}.get(name, 100))
     assert budget.num_rounds >= 5
 
 

@@ -9,6 +9,7 @@ import pytest
 from fakes import make_config
 
 from genal_ray.errors import UserError
+from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
 from genal_ray.store import RunDirectory
 from genal_ray.types import Instance, LabeledInstance, RoundReport
@@ -24,28 +25,28 @@ def item(number: int, text: str = "text", round: int = 0) -> LabeledInstance:
 
 def test_ledger_survives_reopening(tmp_path: Path) -> None:
     items = [item(0, "zeile\nbreak \u2028 and \"quotes\" é"), item(1), item(2, round=3)]
-    Ledger(tmp_path / "ledger.jsonl", NAMES).open().record(items)
-    again = Ledger(tmp_path / "ledger.jsonl", NAMES).open()
+    Ledger(tmp_path / "ledger.jsonl", Classes(NAMES)).open().record(items)
+    again = Ledger(tmp_path / "ledger.jsonl", Classes(NAMES)).open()
     assert again.of(["r-0", "r-1", "r-2"]) == items
 
 
 def test_half_written_line_is_dropped_and_the_next_is_whole(tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl"
-    Ledger(file, NAMES).open().record([item(0), item(1)])
+    Ledger(file, Classes(NAMES)).open().record([item(0), item(1)])
     file.write_bytes(file.read_bytes()[:-5])
-    ledger = Ledger(file, NAMES).open()
+    ledger = Ledger(file, Classes(NAMES)).open()
     assert "r-1" not in ledger
     ledger.record([item(1)])
-    assert len(Ledger(file, NAMES).open()) == 2
+    assert len(Ledger(file, Classes(NAMES)).open()) == 2
 
 
 def test_foreign_ledger_line_names_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "ledger.jsonl"
-    Ledger(file, NAMES).open().record([item(0)])
+    Ledger(file, Classes(NAMES)).open().record([item(0)])
     with file.open("a") as out:
         out.write('{"id": "r-9", "label": "maybe"}\n')
     with pytest.raises(UserError, match=r"ledger\.jsonl, line 2"):
-        Ledger(file, NAMES).open()
+        Ledger(file, Classes(NAMES)).open()
 
 
 def test_directory_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from genal_ray.config import StudentConfig
 from genal_ray.errors import RunError, UserError
 from genal_ray.evaluation import classification_metrics
 from genal_ray.inference import StudentModel
+from genal_ray.labels import Classes
 from genal_ray.pretrained import Pretrained
 from genal_ray.student import (
     TrainedStudent,
@@ -33,6 +34,7 @@ from genal_ray.student import (
 from genal_ray.vocabulary import used_vocabulary
 
 LABELS = ("bad", "good")
+SPACE = Classes(LABELS)
 CPU = torch.device("cpu")
 
 
@@ -57,7 +59,7 @@ def make_config(encoder: Path, **values: Any) -> StudentConfig:
 
 def train(encoder: Path, *, seed: int = 0, pretrained: Pretrained | None = None, **values: Any) -> TrainedStudent:
     config = make_config(encoder, **values)
-    return fit(config, *sentiment(40, seed=0), LABELS, seed=seed, pretrained=pretrained, device="cpu")
+    return fit(config, *sentiment(40, seed=0), SPACE, seed=seed, pretrained=pretrained, device="cpu")
 
 
 def snapshot(trained: TrainedStudent) -> dict[str, torch.Tensor]:
@@ -87,7 +89,7 @@ def test_it_learns_and_is_saved_as_a_plain_folder(encoder: Path, tmp_path: Path)
 
 
 def test_same_seed_same_weights_from_the_kept_pretrained_state(encoder: Path) -> None:
-    kept = Pretrained.load(make_config(encoder), LABELS, CPU)
+    kept = Pretrained.load(make_config(encoder), SPACE, CPU)
     first = snapshot(train(encoder, pretrained=kept))
     other = snapshot(train(encoder, pretrained=kept, seed=1))
     again = snapshot(train(encoder, pretrained=kept))
@@ -97,7 +99,7 @@ def test_same_seed_same_weights_from_the_kept_pretrained_state(encoder: Path) ->
 
 
 def test_a_reset_model_differs_from_the_checkpoint_in_its_head_only(encoder: Path) -> None:
-    kept = Pretrained.load(make_config(encoder), LABELS, CPU)
+    kept = Pretrained.load(make_config(encoder), SPACE, CPU)
     before = {name: tensor.clone() for name, tensor in kept.reset(0).state_dict().items()}
     changed = {name: tensor.clone() for name, tensor in kept.reset(1).state_dict().items()}
     assert [name for name in before if not torch.equal(before[name], changed[name])] == ["classifier.weight"]
@@ -117,16 +119,16 @@ def test_warm_start_goes_on_from_the_saved_student(encoder: Path, tmp_path: Path
     save(first.model, first.tokenizer, tmp_path)
     loss = first.metrics["student/loss"]
     config = make_config(encoder, min_steps=3, learning_rate=1e-6)
-    warm = fit(config, *sentiment(40, seed=0), LABELS, seed=1, warm_start_path=str(tmp_path), device="cpu")
-    cold = fit(config, *sentiment(40, seed=0), LABELS, seed=1, device="cpu")
+    warm = fit(config, *sentiment(40, seed=0), SPACE, seed=1, warm_start_path=str(tmp_path), device="cpu")
+    cold = fit(config, *sentiment(40, seed=0), SPACE, seed=1, device="cpu")
     assert warm.metrics["student/loss"] < loss + 0.2 < cold.metrics["student/loss"]
     with pytest.raises(UserError, match="cannot start from the student"):
-        fit(config, *sentiment(4, seed=0), LABELS, seed=1, warm_start_path=str(tmp_path / "none"), device="cpu")
+        fit(config, *sentiment(4, seed=0), SPACE, seed=1, warm_start_path=str(tmp_path / "none"), device="cpu")
 
 
 def test_training_used_rows_equals_training_the_whole_table(encoder: Path) -> None:
     """The same gradients reach the same rows; the others stay as they were."""
-    kept = Pretrained.load(make_config(encoder), LABELS, CPU)
+    kept = Pretrained.load(make_config(encoder), SPACE, CPU)
     tokens = tokenize(kept.tokenizer, ["a great film", "dull"], 32)
     model = kept.reset(0).eval()
     batch, labels = tokens.batch([0, 1], CPU), torch.tensor([1, 0])
@@ -194,7 +196,7 @@ def test_a_loss_that_is_not_finite_ends_in_an_error(encoder: Path) -> None:
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0], [0]])
 def test_wrong_labels_are_refused(encoder: Path, labels: list[int]) -> None:
     with pytest.raises(UserError, match="label"):
-        fit(make_config(encoder), ["a", "b"], labels, LABELS, seed=0, device="cpu")
+        fit(make_config(encoder), ["a", "b"], labels, SPACE, seed=0, device="cpu")
 
 
 def test_what_crosses_processes_survives_pickling() -> None:
@@ -209,6 +211,6 @@ def test_what_crosses_processes_survives_pickling() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_it_learns_on_a_gpu(encoder: Path) -> None:
     config = make_config(encoder, min_steps=150, dtype="auto")
-    trained = fit(config, *sentiment(40, seed=0), LABELS, seed=0, device="cuda")
+    trained = fit(config, *sentiment(40, seed=0), SPACE, seed=0, device="cuda")
     metrics = evaluate(StudentModel(trained.model, trained.tokenizer), *sentiment(80, seed=1))
     assert metrics["al/accuracy"] > 0.9

@@ -22,6 +22,7 @@ from actors.student import RayStudent
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import RunError, UserError
 from genal_ray.inference import StudentModel
+from genal_ray.labels import Classes
 from genal_ray.seeds import derive_seed
 from genal_ray.student import evaluate, fit
 from genal_ray.types import StudentFit
@@ -56,7 +57,7 @@ def run_config(folder: Path, **student: Any) -> RunConfig:
 
 def make_student(folder: Path, **student: Any) -> RayStudent:
     config = run_config(folder, **student)
-    return RayStudent(config, LABELS, labeled(61, seed=1), folder / "train", stop_set=STOP_SET)
+    return RayStudent(config, Classes(LABELS), labeled(61, seed=1), folder / "train", stop_set=STOP_SET)
 
 
 def stop_predictions(path: str) -> tuple[int, ...]:
@@ -152,7 +153,7 @@ def test_two_workers_train_as_one_and_a_hang_ends(folder: Path) -> None:
 
     assert two.stop_predictions == stop_predictions(two.path)
     seed = derive_seed(0, "student", 0)
-    one = fit(run_config(folder).student, *sentiment(40, seed=0), LABELS, seed=seed, device="cpu")
+    one = fit(run_config(folder).student, *sentiment(40, seed=0), Classes(LABELS), seed=seed, device="cpu")
     metrics = evaluate(StudentModel(one.model, one.tokenizer), *sentiment(61, seed=1))
     assert two.metrics["al/accuracy"] == pytest.approx(metrics["al/accuracy"], abs=0.02)
     assert two.metrics["al/loss"] == pytest.approx(metrics["al/loss"], rel=0.05)

@@ -59,6 +59,23 @@ def sentiment(n: int, seed: int) -> tuple[list[str], list[int]]:
     return texts, [i % 2 for i in range(n)]
 
 
+def tagged(n: int, seed: int) -> tuple[list[str], list[tuple[int, ...]]]:
+    """Texts of 4 to 12 words and the tags of the entity types praise and blame: runs of one to three such words."""
+    rng = np.random.default_rng(seed)
+    texts, labels = [], []
+    for _ in range(n):
+        words, tags = list[str](), list[int]()
+        for _ in range(rng.integers(1, 4)):
+            fillers = rng.choice(FILLERS, size=rng.integers(1, 4))
+            type = int(rng.integers(2))
+            entity = rng.choice((GOOD, BAD)[type], size=rng.integers(1, 4))
+            words += [*fillers, *entity]
+            tags += [0] * len(fillers) + [1 + 2 * type] + [2 + 2 * type] * (len(entity) - 1)
+        texts.append(" ".join(words))
+        labels.append(tuple(tags))
+    return texts, labels
+
+
 def labeled(n: int, seed: int) -> list[LabeledInstance]:
     return [
         LabeledInstance(instance=Instance(id=f"r-{i}", text=text), label=label, annotator="hidden", round=0)

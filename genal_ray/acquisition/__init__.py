@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from genal_ray.registry import Plugin
 from genal_ray.types import FloatArray
 
 Rows = npt.NDArray[np.int64]
+
+Outputs = Literal["classes", "words", "any"]
+"""What an acquisition function reads of a student: a distribution over classes, uncertainty of words, or neither."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,8 @@ class Features:
     """float32 [n, passes, num_labels], softmax of passes with dropout."""
     synthetic: npt.NDArray[np.bool_] | None = None
     """[n], whether the generator wrote it; set for the candidates of batch-mode functions."""
+    words: WordUncertainty | None = None
+    """Of a student that tags words; `probs` is [n, 0] then."""
 
     def __len__(self) -> int:
         return len(self.probs)
@@ -42,6 +48,7 @@ class Features:
             encodings=self.encodings[rows],
             dropout_probs=None if self.dropout_probs is None else self.dropout_probs[rows],
             synthetic=None if self.synthetic is None else self.synthetic[rows],
+            words=None if self.words is None else self.words.take(rows),
         )
 
     @classmethod
@@ -49,11 +56,51 @@ class Features:
         """The rows of `parts` (at least one), one after the other; arrays that a part lacks are left out."""
         dropout = [part.dropout_probs for part in parts if part.dropout_probs is not None]
         synthetic = [part.synthetic for part in parts if part.synthetic is not None]
+        words = [part.words for part in parts if part.words is not None]
         return cls(
             probs=np.concatenate([part.probs for part in parts]),
             encodings=np.concatenate([part.encodings for part in parts]),
             dropout_probs=np.concatenate(dropout) if len(dropout) == len(parts) else None,
             synthetic=np.concatenate(synthetic) if len(synthetic) == len(parts) else None,
+            words=WordUncertainty.concatenate(words) if len(words) == len(parts) else None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WordUncertainty:
+    """How unsure a student is of the tags of n texts' words; float32 [n] each."""
+
+    mean_entropy: FloatArray
+    """Of the tags' distributions, in nats."""
+    max_entropy: FloatArray
+    mean_log_prob: FloatArray
+    """Mean of log max_y p(y) over the words."""
+
+    @classmethod
+    def of(cls, probs: Sequence[FloatArray]) -> WordUncertainty:
+        """From tag probabilities [words, num_tags] of each text; every text has a word."""
+        exact = [p.astype(np.float64) for p in probs]
+        entropies = [-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1) for p in exact]
+        best = [np.log(np.maximum(p.max(axis=1), 1e-300)) for p in exact]
+        return cls(
+            mean_entropy=np.array([e.mean() for e in entropies], dtype=np.float32),
+            max_entropy=np.array([e.max() for e in entropies], dtype=np.float32),
+            mean_log_prob=np.array([b.mean() for b in best], dtype=np.float32),
+        )
+
+    def take(self, rows: Rows) -> WordUncertainty:
+        return WordUncertainty(
+            mean_entropy=self.mean_entropy[rows],
+            max_entropy=self.max_entropy[rows],
+            mean_log_prob=self.mean_log_prob[rows],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[WordUncertainty]) -> WordUncertainty:
+        return cls(
+            mean_entropy=np.concatenate([part.mean_entropy for part in parts]),
+            max_entropy=np.concatenate([part.max_entropy for part in parts]),
+            mean_log_prob=np.concatenate([part.mean_log_prob for part in parts]),
         )
 
 
@@ -91,6 +138,8 @@ class Needs:
 
 class Acquisition(Plugin):
     """Base of both kinds; derive from Pointwise or Batchwise."""
+
+    reads: ClassVar[Outputs] = "classes"
 
     @property
     def needs(self) -> Needs:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from genal_ray.acquisition import Batchwise, Features, Needs, Rows
+from genal_ray.acquisition import Batchwise, Features, Needs, Outputs, Rows
 from genal_ray.acquisition._points import Points
 from genal_ray.types import FloatArray
 
@@ -29,6 +29,7 @@ class Bertkm(Batchwise):
     """
 
     name: str = "bertkm"
+    reads: ClassVar[Outputs] = "any"
     encodings: Literal["pretrained", "student"] = Field(
         "pretrained",
         description="pretrained: by the model that the student is fine-tuned from; student: by this round's student",

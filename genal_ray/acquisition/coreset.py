@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from genal_ray.acquisition import Batchwise, Features, Needs, Rows
+from genal_ray.acquisition import Batchwise, Features, Needs, Outputs, Rows
 from genal_ray.acquisition._points import Float64Array, Points
 
 LABELED_AT_ONCE = 64
@@ -18,6 +20,7 @@ class Coreset(Batchwise):
     """
 
     name: str = "coreset"
+    reads: ClassVar[Outputs] = "any"
 
     @property
     def needs(self) -> Needs:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
-from genal_ray.acquisition import Features, Needs, Neighbours, Pointwise
+from genal_ray.acquisition import Features, Needs, Neighbours, Outputs, Pointwise
 from genal_ray.types import FloatArray
 
 
@@ -12,6 +14,7 @@ class Random(Pointwise):
     """A uniform score in [0, 1) for each instance, from the low bits of the instance's own seed."""
 
     name: str = "random"
+    reads: ClassVar[Outputs] = "any"
 
     @property
     def needs(self) -> Needs:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from genal_ray.registry import Plugin
-from genal_ray.types import Instance
+from genal_ray.types import Instance, Label
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -23,8 +23,17 @@ class Labeler(Protocol):
         """Share of right labels as measured when it was made; None when that is not known. Recorded in the run."""
         ...
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
-        """One index into the corpus's label names per instance, in order; None where it passes."""
+    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
+        """The label of each instance, in order; None where it passes."""
+        ...
+
+
+@runtime_checkable
+class Audited(Protocol):
+    """A labeler that watches over itself."""
+
+    def audit(self) -> dict[str, float]:
+        """`label/*` figures of what was labeled since the last call."""
         ...
 
 
@@ -35,6 +44,8 @@ class Setting:
     domain: str
     """What the texts are, in the plural."""
     seed: int
+    folder: str = "classification"
+    """Of the task's chat prompts."""
     llm: LLM | None = None
     """The run's chat model."""
 

@@ -14,11 +14,12 @@ from pydantic import AfterValidator, Field
 from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.paths import absolute, is_local, resolve_path
-from genal_ray.types import Instance
+from genal_ray.types import Instance, Label
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
     from genal_ray.inference import StudentModel
+    from genal_ray.labels import LabelSpace
 
 RECORD = "annotator.json"
 """What `genal-ray train-annotator` measured, beside the weights."""
@@ -29,44 +30,45 @@ class ClassifierLabeler:
     """The classifier with its weights loaded."""
 
     model: StudentModel
-    label_of_class: tuple[int, ...]
-    """Class of the classifier -> index into the corpus's label names."""
+    output_of: tuple[int, ...]
+    """Output of the corpus's label space -> output of the classifier."""
+    labels: LabelSpace
     accuracy: float | None
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
         return await asyncio.to_thread(self._classify, instances)
 
-    def _classify(self, instances: Sequence[Instance]) -> list[int | None]:
-        classes = self.model.predict([instance.student_input for instance in instances]).probs.argmax(1)
-        return [self.label_of_class[c] for c in classes.tolist()]
+    def _classify(self, instances: Sequence[Instance]) -> list[Label | None]:
+        probs = self.model.probabilities([instance.student_input for instance in instances])
+        return [self.labels.predict(p[..., list(self.output_of)]).label for p in probs]
 
 
 class Classifier(Annotator):
-    """Labels with a fine-tuned Hugging Face classifier, such as one made by `genal-ray train-annotator`."""
+    """Labels with a fine-tuned Hugging Face classifier, or tagger, such as one made by `genal-ray train-annotator`."""
 
     name: str = "classifier"
     path: Annotated[str, AfterValidator(absolute)] = Field(
-        description="folder of a sequence classifier; make one with `genal-ray train-annotator`"
+        description="folder of a sequence or token classifier; make one with `genal-ray train-annotator`"
     )
     max_length: int = Field(256, ge=4, description="tokens; longer texts are cut off")
     max_batch_tokens: int = Field(4096, ge=16, description="tokens in one forward pass, padding included")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def check(self, corpus: Corpus) -> None:
-        """Raise UserError unless `path` is a sequence classifier whose labels have the corpus's names."""
-        self._label_of_class(corpus)
+        """Raise UserError unless `path` is a classifier (tagger) whose outputs have the corpus's names."""
+        self._output_of(corpus.labels)
         self._accuracy()
 
     def load(self, corpus: Corpus, setting: Setting) -> Labeler:
-        from genal_ray.inference import StudentModel
+        from genal_ray.tagger import student_class
 
-        model = StudentModel.load(
+        model = student_class(tags_words=corpus.labels.tags_words).load(
             str(self._folder()),
             dtype=self.dtype,
             max_length=self.max_length,
             max_batch_tokens=self.max_batch_tokens,
         )
-        return ClassifierLabeler(model, self._label_of_class(corpus), self._accuracy())
+        return ClassifierLabeler(model, self._output_of(corpus.labels), corpus.labels, self._accuracy())
 
     def _folder(self) -> Path:
         folder = resolve_path(self.path)
@@ -77,23 +79,24 @@ class Classifier(Annotator):
             )
         return folder
 
-    def _label_of_class(self, corpus: Corpus) -> tuple[int, ...]:
-        names = self._class_names()
-        if sorted(names) != sorted(corpus.label_names):
+    def _output_of(self, labels: LabelSpace) -> tuple[int, ...]:
+        names = self._output_names(labels)
+        if sorted(names) != sorted(labels.outputs):
             raise UserError(
                 f"annotator classifier {self.path} knows the labels {', '.join(names)}, the data has "
-                f"{', '.join(corpus.label_names)}: they have to be the same names (config.json, id2label); "
+                f"{', '.join(labels.outputs)}: they have to be the same names (config.json, id2label); "
                 "set data.label_names, or train a classifier on this data with `genal-ray train-annotator`"
             )
-        return tuple(corpus.label_names.index(name) for name in names)
+        return tuple(names.index(name) for name in labels.outputs)
 
-    def _class_names(self) -> list[str]:
-        """Names of the classes in their order, from the folder's config.json."""
+    def _output_names(self, labels: LabelSpace) -> list[str]:
+        """Names of the outputs in their order, from the folder's config.json."""
         config = _read_json(self._folder() / "config.json", "a Hugging Face model has one")
         architectures = config.get("architectures") or []
-        if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        kind = "Token" if labels.tags_words else "Sequence"
+        if not any(name.endswith(f"For{kind}Classification") for name in architectures):
             raise UserError(
-                f"annotator classifier {self.path} is not a sequence classifier (config.json says "
+                f"annotator classifier {self.path} is not a {kind.lower()} classifier (config.json says "
                 f"{', '.join(architectures) or 'no architecture'}): train one with `genal-ray train-annotator`"
             )
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}

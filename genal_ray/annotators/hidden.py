@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from genal_ray.annotators import Annotator, Labeler, Setting
-from genal_ray.types import Instance
+from genal_ray.types import Instance, Label
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HiddenLabeler:
-    labels: Mapping[str, int]
+    labels: Mapping[str, Label]
     accuracy: float | None = 1.0
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
         return [self.labels[instance.id] for instance in instances]
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import load_file
 from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.paths import resolve_path
-from genal_ray.types import FloatArray, Instance
+from genal_ray.types import FloatArray, Instance, Label
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -103,7 +103,7 @@ class LinearLabeler:
         shares: FloatArray = exponentials / exponentials.sum()
         return shares
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
         """A label index per instance, in order; the pair of texts is read as one."""
         texts = [i.text if i.text_pair is None else f"{i.text} {i.text_pair}" for i in instances]
         return await asyncio.to_thread(lambda: [int(np.argmax(self.logits(text))) for text in texts])
@@ -119,6 +119,8 @@ class Linear(Annotator):
     def check(self, corpus: Corpus) -> None:
         """The files are there and know the labels of this corpus; weights are not read."""
         folder = resolve_path(self.path)
+        if corpus.labels.tags_words:
+            raise UserError("annotator linear labels whole texts; with task.kind=ner name hidden, classifier or llm")
         label_order(read_config(folder), corpus.label_names, folder)
         if not (folder / WEIGHTS_FILE).is_file():
             raise UserError(f"annotator 'linear': no {WEIGHTS_FILE} in {folder}; {REMEDY}")

@@ -1,22 +1,27 @@
-"""A chat model as annotator: held to the label names, asked several times if that is wanted, allowed to pass."""
+"""A chat model as annotator: held to the label names, asked several times if that is wanted, allowed to pass.
+
+Of the task `ner` it names entities, which are looked for in the text: what is not there is rejected and counted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
+from genal_ray.labels import LabelSpace, Vote
 from genal_ray.llm import Message, Request
 from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
-from genal_ray.types import Instance
+from genal_ray.types import Instance, Label, LabeledInstance
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -45,9 +50,14 @@ class LLMAnnotator(Annotator):
         None, ge=0, le=2, description="default: 0 for one sample, 0.7 for several"
     )
     descriptions: dict[str, str] = Field(default_factory=dict, description="label name -> what it means")
+    probes: int = Field(
+        0, ge=0, le=1000, description="texts of the initial labeled set that it labels too, to measure how right it is"
+    )
 
     def check(self, corpus: Corpus) -> None:
         """Raise UserError when labels cannot be told from an abstention, or descriptions name other labels."""
+        if self.abstain and corpus.labels.tags_words:
+            raise UserError("annotator llm: abstain=true is for classes; a text without entities has an empty list")
         if self.abstain and ABSTENTION in corpus.label_names:
             raise UserError(
                 f"annotator llm: abstain=true answers {ABSTENTION!r}, which is a label of this data: rename it with "
@@ -66,22 +76,23 @@ class LLMAnnotator(Annotator):
             return self.temperature
         return 0.0 if self.samples == 1 else 0.7
 
-    def answers(self, label_names: Sequence[str]) -> tuple[str, ...]:
-        """What the model may say of a text."""
-        return (*label_names, ABSTENTION) if self.abstain else tuple(label_names)
-
     def conversation(
-        self, prompts: Prompts, label_names: Sequence[str], domain: str, group: Sequence[Instance]
+        self, prompts: Prompts, folder: str, labels: LabelSpace, domain: str, group: Sequence[Instance]
     ) -> tuple[Message, ...]:
         """What is said to have a group of texts labeled: the texts and the labels, nothing of where they come from."""
         return prompts.render(
-            "classification/labeling",
+            f"{folder}/labeling",
             domain=domain,
-            labels=label_names,
+            labels=labels.names,
             descriptions=self.descriptions,
-            abstain=ABSTENTION if self.abstain else None,
+            abstain=self.abstention,
             texts=[instance.student_input for instance in group],
         )
+
+    @property
+    def abstention(self) -> str | None:
+        """What the model may say in place of a label."""
+        return ABSTENTION if self.abstain else None
 
     def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         llm = setting.llm
@@ -90,52 +101,97 @@ class LLMAnnotator(Annotator):
             options=self,
             llm=llm,
             prompts=Prompts(llm.config.prompts),
-            label_names=corpus.label_names,
+            folder=setting.folder,
+            labels=corpus.labels,
+            probes=_probes(corpus, self.probes),
             domain=setting.domain,
             seed=setting.seed,
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
+class _Audit:
+    """What the labels of some texts look like."""
+
+    agreements: list[float] = field(default_factory=list)
+    entities: Counter[str] = field(default_factory=Counter)
+    probe_score: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        found = {f"label/num_{name}": float(number) for name, number in sorted(self.entities.items())}
+        if self.agreements:
+            found["label/agreement"] = float(np.mean(self.agreements))
+        return found if self.probe_score is None else {**found, "label/probe_score": self.probe_score}
+
+
+@dataclass(slots=True, kw_only=True)
 class LLMLabeler:
     """Ready to label."""
 
     options: LLMAnnotator
     llm: LLM
     prompts: Prompts
-    label_names: tuple[str, ...]
+    folder: str
+    labels: LabelSpace
     domain: str
     seed: int
+    probes: Sequence[LabeledInstance] = ()
     accuracy: float | None = None
+    _audit: _Audit = field(default_factory=_Audit)
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
+    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
         """None for a text on which the samples do not agree, or whose replies cannot be read.
 
         Raises LLMError when the endpoint is lost, CapReached when the run's cap is.
         """
-        size = self.options.texts_per_call
+        if self.probes:
+            votes = await self._votes([probe.instance for probe in self.probes])
+            pairs = [(v.label, probe.label) for v, probe in zip(votes, self.probes, strict=True) if v.label is not None]
+            score = self.labels.agreement([a for a, _ in pairs], [b for _, b in pairs]) if pairs else 0.0
+            self._audit, self.probes = _Audit(probe_score=score), ()
+        votes = await self._votes(instances)
+        self._audit.agreements += [vote.agreement for vote in votes]
+        return [vote.label for vote in votes]
+
+    def audit(self) -> dict[str, float]:
+        """`label/agreement`: mean share of a text's samples that say what the vote decides. Of entities
+        `label/num_entities`, those named, `label/num_missing` and `label/num_overlapping` among them, which were
+        rejected. `label/probe_score`, once: share of the probes labeled rightly, or entity F1."""
+        figures, self._audit = self._audit.figures(), _Audit()
+        return figures
+
+    async def _votes(self, instances: Sequence[Instance]) -> list[Vote]:
+        size, samples = self.options.texts_per_call, self.options.samples
         groups = [instances[start : start + size] for start in range(0, len(instances), size)]
-        samples = await asyncio.gather(
-            *(self._labels(group, sample) for group in groups for sample in range(self.options.samples))
-        )
-        votes: dict[str, Counter[str]] = {instance.id: Counter() for instance in instances}
-        for labels in samples:
+        replies = await asyncio.gather(*(self._labels(g, sample) for g in groups for sample in range(samples)))
+        answers: dict[str, list[Label | None]] = {instance.id: [] for instance in instances}
+        for labels in replies:
             for id, label in labels.items():
-                votes[id][label] += 1
-        return [self._decided(votes[instance.id]) for instance in instances]
+                answers[id].append(label)
+        return [self.labels.vote(answers[i.id], samples, self.options.min_agreement) for i in instances]
 
-    async def _labels(self, group: Sequence[Instance], sample: int) -> dict[str, str]:
-        """Instance id -> label, of one reply; empty when none could be read."""
+    async def _labels(self, group: Sequence[Instance], sample: int) -> dict[str, Label | None]:
+        """Instance id -> label, or None for an abstention, of one reply; empty when none could be read."""
 
-        def read(value: dict[str, str]) -> dict[str, str]:
-            return {instance.id: value[str(i)] for i, instance in enumerate(group, 1)}
+        def read(value: dict[str, Any]) -> dict[str, Label | None]:
+            return {instance.id: self._heard(value[str(i)], instance) for i, instance in enumerate(group, 1)}
 
         return await self.llm.ask(self._requests(group, sample), read) or {}
 
+    def _heard(self, value: Any, instance: Instance) -> Label | None:
+        if value == self.options.abstention:
+            return None
+        heard = self.labels.heard(value, instance.text)
+        if heard.num_entities:
+            self._audit.entities.update(
+                entities=heard.num_entities, missing=heard.num_missing, overlapping=heard.num_overlapping
+            )
+        return heard.label
+
     def _requests(self, group: Sequence[Instance], sample: int) -> Iterator[Request]:
         options = self.options
-        messages = options.conversation(self.prompts, self.label_names, self.domain, group)
-        schema = reply_schema(len(group), options.answers(self.label_names))
+        messages = options.conversation(self.prompts, self.folder, self.labels, self.domain, group)
+        schema = reply_schema(len(group), self.labels.schema(options.abstention))
         for ask in count():
             yield Request(
                 purpose=PURPOSE,
@@ -147,23 +203,21 @@ class LLMLabeler:
                 seed=derive_seed(self.seed, PURPOSE, sample, ask),
             )
 
-    def _decided(self, votes: Counter[str]) -> int | None:
-        """The label with the most votes, if it has enough of all samples and no other has as many."""
-        ranked = votes.most_common(2)
-        if not ranked or (len(ranked) == 2 and ranked[0][1] == ranked[1][1]):
-            return None
-        label, number = ranked[0]
-        if label not in self.label_names or number < self.options.min_agreement * self.options.samples:
-            return None
-        return self.label_names.index(label)
 
-
-def reply_schema(num_texts: int, answers: Sequence[str]) -> dict[str, Any]:
-    """JSON schema of a reply: an object with one of `answers` for each of the texts 1, 2, ..."""
+def reply_schema(num_texts: int, label: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON schema of a reply: an object with a `label` for each of the texts 1, 2, ..."""
     numbers = [str(i) for i in range(1, num_texts + 1)]
     return {
         "type": "object",
-        "properties": {number: {"type": "string", "enum": list(answers)} for number in numbers},
+        "properties": {number: dict(label) for number in numbers},
         "required": numbers,
         "additionalProperties": False,
     }
+
+
+def _probes(corpus: Corpus, count: int) -> tuple[LabeledInstance, ...]:
+    pool = {instance.id: instance for instance in corpus.pool}
+    return tuple(
+        LabeledInstance(instance=pool[id], label=corpus.hidden_labels[id], annotator="hidden", round=0)
+        for id in corpus.initial_ids[:count]
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -27,12 +27,29 @@ class Point:
     accuracy: float
     """On the evaluation split, 0 to 1."""
     macro_f1: float
+    """Over the classes, or the types of entities."""
+    entity_f1: float | None = None
+    """Of a student that tags words, whose accuracy is that of the words' tags; else None."""
+    llm_tokens: int = 0
+    """Tokens of a chat model that this round took."""
     seconds: float
     """Of this round (`timing/round`). The only column in which a repetition of the same runs differs."""
 
+    @property
+    def quality(self) -> float:
+        """What methods are compared by: entity F1 where there is one, else accuracy."""
+        return self.accuracy if self.entity_f1 is None else self.entity_f1
+
 
 COLUMNS = tuple(field.name for field in fields(Point))
-_TYPES = {"method": str, "seed": int, "round": int, "num_labels": int}
+_TYPES: Mapping[str, Callable[[str], object]] = {
+    "method": str,
+    "seed": int,
+    "round": int,
+    "num_labels": int,
+    "entity_f1": lambda text: float(text) if text else None,
+    "llm_tokens": int,
+}
 
 
 def read_curve(run: RunDirectory, method: str, seed: int, pool_size: int) -> list[Point]:
@@ -49,6 +66,8 @@ def read_curve(run: RunDirectory, method: str, seed: int, pool_size: int) -> lis
             fraction=report.metrics["al/num_labels"] / pool_size,
             accuracy=float(report.metrics["al/accuracy"]),
             macro_f1=float(report.metrics["al/macro_f1"]),
+            entity_f1=report.metrics.get("al/entity_f1"),
+            llm_tokens=int(report.metrics.get("llm/num_tokens", 0)),
             seconds=float(report.metrics["timing/round"]),
         )
         for report in run.reports()
@@ -73,6 +92,11 @@ def read_curves(path: Path) -> list[Point]:
         return [_point(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
+def measure_of(points: Iterable[Point]) -> str:
+    """Name of the figure that these points are compared by."""
+    return "accuracy" if all(point.entity_f1 is None for point in points) else "entity F1"
+
+
 def methods_of(points: Iterable[Point]) -> list[str]:
     """Names of the methods, in the order in which they appear."""
     return list(dict.fromkeys(point.method for point in points))
@@ -88,6 +112,6 @@ def by_seed(points: Sequence[Point], method: str) -> dict[int, list[Point]]:
 
 def _point(row: dict[str, str], where: str) -> Point:
     try:
-        return Point(**{name: _TYPES.get(name, float)(row[name]) for name in COLUMNS})
+        return Point(**{name: _TYPES.get(name, float)(row[name]) for name in COLUMNS})  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: this is not a row of learning curves: {error}") from error

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from genal_ray.comparison.curves import Point, by_seed, methods_of
+from genal_ray.comparison.curves import Point, by_seed, measure_of, methods_of
 from genal_ray.files import write_atomically
 
 _OWN_STYLES: Mapping[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def _styles(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 def _draw_panel(axes: Any, title: str, points: Sequence[Point], styles: Mapping[str, dict[str, Any]]) -> None:
     axes.set_title(title, parse_math=False)
     axes.set_xlabel("labeled, % of the pool")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(f"{measure_of(points)}, %")
     axes.grid(alpha=0.3)
     axes.axvline(100, color="black", linewidth=0.8, linestyle=":")
     for method in methods_of(points):
@@ -85,11 +85,11 @@ def _draw_panel(axes: Any, title: str, points: Sequence[Point], styles: Mapping[
 
 
 def _by_round(curves: Sequence[Sequence[Point]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean share, mean accuracy and its deviation, in %, float64 [num_rounds], over the seeds that reached a round."""
+    """Mean share, mean quality and its deviation, in %, float64 [num_rounds], over the seeds that reached a round."""
     rounds = [[c[i] for c in curves if i < len(c)] for i in range(max(map(len, curves)))]
     share = [np.mean([p.fraction for p in points]) for points in rounds]
-    mean = [np.mean([p.accuracy for p in points]) for points in rounds]
-    std = [np.std([p.accuracy for p in points], ddof=1) if len(points) > 1 else 0.0 for points in rounds]
+    mean = [np.mean([p.quality for p in points]) for points in rounds]
+    std = [np.std([p.quality for p in points], ddof=1) if len(points) > 1 else 0.0 for points in rounds]
     return 100 * np.array(share), 100 * np.array(mean), 100 * np.array(std)
 
 

@@ -83,28 +83,34 @@ def _heading(description: Description) -> str:
 
 def summary_table(summary: Summary) -> str:
     """A row for each method, as Markdown."""
-    head = (
-        "method", "seeds", "accuracy at 50%", "at 100%", "at 200%", "AUC", "AUC against random",
+    head: tuple[str, ...] = (
+        "method", "seeds", f"{summary.measure} at 50%", "at 100%", "at 200%", "AUC", "AUC against random",
         "at 100% against random", "at 200% against random at 100%",
     )  # fmt: skip
-    return _table(head, [_row(method) for method in summary.methods])
+    rows = [_row(method) for method in summary.methods]
+    if any(method.tokens_per_point for method in summary.methods):
+        head = (*head, "tokens per point")
+        rows = [(*row, _tokens(method.tokens_per_point)) for row, method in zip(rows, summary.methods, strict=True)]
+    return _table(head, rows)
 
 
 def _summary(summary: Summary) -> str:
+    measure = summary.measure[0].upper() + summary.measure[1:]
     return (
         f"## Summary\n\n{summary_table(summary)}\n\n"
-        "Finished runs only. Accuracy in %, mean ± standard deviation (n-1) over seeds, by share of the pool that is "
-        f"labeled; AUC is the mean accuracy from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
+        f"Finished runs only. {measure} in %, mean ± standard deviation (n-1) over seeds, by share of the pool that is "
+        f"labeled; AUC is its mean from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
         "range that all methods share (area under the learning curve by the trapezoid rule, divided by the range). "
         "Differences are in percentage points, paired by seed, with the 95% confidence interval of the paired t test. "
+        "Tokens per point are a chat model's, for each percentage point from the first round to the last. "
         "Between two rounds the curve is a straight line; – is where it does not reach. Deviations and "
         "intervals need two seeds."
     )
 
 
 def _row(method: MethodSummary) -> tuple[str, ...]:
-    accuracies = (_estimate(estimate) for estimate in method.accuracy.values())
-    gains = (method.auc_gain, method.accuracy_gain, method.extra_gain)
+    accuracies = (_estimate(estimate) for estimate in method.quality.values())
+    gains = (method.auc_gain, method.quality_gain, method.extra_gain)
     return (method.method, str(method.num_seeds), *accuracies, _estimate(method.auc), *map(_gain, gains))
 
 
@@ -112,6 +118,10 @@ def _estimate(estimate: Estimate | None) -> str:
     if estimate is None:
         return "–"
     return f"{100 * estimate.mean:.2f}" + (f" ± {100 * estimate.std:.2f}" if estimate.std is not None else "")
+
+
+def _tokens(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:,.0f}"
 
 
 def _gain(gain: Gain | None) -> str:

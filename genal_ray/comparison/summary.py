@@ -1,5 +1,7 @@
 """What learning curves come to: accuracy at fixed shares of the pool, area under the curve, gain over random.
 
+Accuracy is entity F1 throughout where students tag words.
+
 Means and standard deviations (n-1) are over seeds. Gains are paired: each seed starts every method from the same
 labeled set, so the differences to random of the same seed vary less than the accuracies do.
 """
@@ -15,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genal_ray.comparison.curves import Point, by_seed, methods_of
+from genal_ray.comparison.curves import Point, by_seed, measure_of, methods_of
 from genal_ray.files import write_text
 
 BASELINE = "random"
@@ -52,20 +54,24 @@ class MethodSummary:
 
     method: str
     num_seeds: int
-    accuracy: Mapping[int, Estimate | None]
+    quality: Mapping[int, Estimate | None]
     """By percent of the pool (`SHARES`)."""
     auc: Estimate | None
     """Mean accuracy over the range of labels that all methods share: the area over the range."""
     auc_gain: Gain | None
-    accuracy_gain: Gain | None
+    quality_gain: Gain | None
     """At 100% of the pool."""
     extra_gain: Gain | None
     """At 200% of the pool, against random at 100%, where pool methods end."""
+    tokens_per_point: Estimate | None
+    """Tokens of a chat model for each percentage point that a run gained, over the seeds that gained any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
     methods: tuple[MethodSummary, ...]
+    measure: str
+    """What the figures are: `accuracy` or `entity F1`."""
     start: float
     """The range of the areas, in shares of the pool: where all curves begin, and at most 1."""
     end: float
@@ -83,7 +89,8 @@ class _Measured:
 
     num_seeds: int
     auc: Figures
-    accuracy: Mapping[int, Figures]
+    tokens_per_point: Figures
+    quality: Mapping[int, Figures]
 
 
 def summarise(points: Sequence[Point], methods: Sequence[str] | None = None) -> Summary:
@@ -94,19 +101,20 @@ def summarise(points: Sequence[Point], methods: Sequence[str] | None = None) -> 
     curves = {name: by_seed(points, name) for name in methods or methods_of(points)}
     start, end = _common_range([curve for seeds in curves.values() for curve in seeds.values()])
     measured = {name: _measure(seeds, start, end) for name, seeds in curves.items()}
-    baseline = measured.get(BASELINE, _Measured(num_seeds=0, auc={}, accuracy={share: {} for share in SHARES}))
+    baseline = measured.get(BASELINE, _measure({}, start, end))
     return Summary(
         methods=tuple(_summarise(name, figures, baseline) for name, figures in measured.items()),
+        measure=measure_of(points),
         start=start,
         end=end,
     )
 
 
-def accuracy_at(curve: Curve, fraction: float) -> float | None:
+def quality_at(curve: Curve, fraction: float) -> float | None:
     """Accuracy at `fraction` of the pool, linear between the two rounds around it; None beyond the curve."""
     if not curve[0].fraction <= fraction <= curve[-1].fraction:
         return None
-    return float(np.interp(fraction, [p.fraction for p in curve], [p.accuracy for p in curve]))
+    return float(np.interp(fraction, [p.fraction for p in curve], [p.quality for p in curve]))
 
 
 def area(curve: Curve, start: float, end: float) -> float | None:
@@ -114,12 +122,12 @@ def area(curve: Curve, start: float, end: float) -> float | None:
 
     None when the range is empty or the curve does not cover it.
     """
-    first, last = accuracy_at(curve, start), accuracy_at(curve, end)
+    first, last = quality_at(curve, start), quality_at(curve, end)
     if start >= end or first is None or last is None:
         return None
     within = [p for p in curve if start < p.fraction < end]
     x = [start, *(p.fraction for p in within), end]
-    y = [first, *(p.accuracy for p in within), last]
+    y = [first, *(p.quality for p in within), last]
     return float(np.trapezoid(y, x)) / (end - start)
 
 
@@ -127,32 +135,47 @@ def write_summary(path: Path, summary: Summary) -> None:
     """`summary.csv`: one row a method, empty cells where a method has no such figure."""
     rows = [_row(method, summary) for method in summary.methods]
     text = io.StringIO()
-    writer = csv.DictWriter(text, SUMMARY_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, summary_columns(summary.measure), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
 
 
-_GAINS = ("auc_vs_random", "accuracy_100_vs_random", "accuracy_200_vs_random_100")
-SUMMARY_COLUMNS = (
-    "method",
-    "num_seeds",
-    *(f"accuracy_{share}_{part}" for share in SHARES for part in ("mean", "std")),
-    *(f"auc_{part}" for part in ("mean", "std", "from", "to")),
-    *(f"{gain}_{part}" for gain in _GAINS for part in ("mean", "low", "high")),
-)
+def summary_columns(measure: str) -> tuple[str, ...]:
+    """Columns of `summary.csv`; `measure` is that of the summary."""
+    name = measure.lower().replace(" ", "_")
+    return (
+        "method",
+        "num_seeds",
+        *(f"{name}_{share}_{part}" for share in SHARES for part in ("mean", "std")),
+        *(f"auc_{part}" for part in ("mean", "std", "from", "to")),
+        *(f"{gain}_{part}" for gain in _gains(name) for part in ("mean", "low", "high")),
+        *(f"tokens_per_point_{part}" for part in ("mean", "std")),
+    )
+
+
+def _gains(name: str) -> tuple[str, str, str]:
+    return "auc_vs_random", f"{name}_100_vs_random", f"{name}_200_vs_random_100"
 
 
 def _row(method: MethodSummary, summary: Summary) -> dict[str, object]:
     row: dict[str, object] = {"method": method.method, "num_seeds": method.num_seeds}
-    estimates = {f"accuracy_{share}": method.accuracy[share] for share in SHARES} | {"auc": method.auc}
-    for name, estimate in estimates.items():
+    name = summary.measure.lower().replace(" ", "_")
+    estimates = {f"{name}_{share}": method.quality[share] for share in SHARES}
+    for column, estimate in (estimates | {"auc": method.auc, "tokens_per_point": method.tokens_per_point}).items():
         if estimate is not None:
-            row |= {f"{name}_mean": estimate.mean, f"{name}_std": estimate.std}
-    for name, gain in zip(_GAINS, (method.auc_gain, method.accuracy_gain, method.extra_gain), strict=True):
+            row |= {f"{column}_mean": estimate.mean, f"{column}_std": estimate.std}
+    for column, gain in zip(_gains(name), (method.auc_gain, method.quality_gain, method.extra_gain), strict=True):
         if gain is not None:
-            row |= {f"{name}_mean": gain.mean, f"{name}_low": gain.low, f"{name}_high": gain.high}
+            row |= {f"{column}_mean": gain.mean, f"{column}_low": gain.low, f"{column}_high": gain.high}
     return row | {"auc_from": summary.start, "auc_to": summary.end}
+
+
+def tokens_per_point(curve: Curve) -> float | None:
+    """Tokens of a chat model for each percentage point gained from the first round to the last; None without tokens,
+    or without a gain."""
+    tokens, gain = sum(p.llm_tokens for p in curve), 100 * (curve[-1].quality - curve[0].quality)
+    return tokens / gain if tokens and gain > 0 else None
 
 
 def _common_range(curves: Sequence[Curve]) -> tuple[float, float]:
@@ -165,8 +188,9 @@ def _measure(seeds: Mapping[int, Curve], start: float, end: float) -> _Measured:
     return _Measured(
         num_seeds=len(seeds),
         auc=_known({seed: area(curve, start, end) for seed, curve in seeds.items()}),
-        accuracy={
-            share: _known({seed: accuracy_at(curve, share / 100) for seed, curve in seeds.items()}) for share in SHARES
+        tokens_per_point=_known({seed: tokens_per_point(curve) for seed, curve in seeds.items()}),
+        quality={
+            share: _known({seed: quality_at(curve, share / 100) for seed, curve in seeds.items()}) for share in SHARES
         },
     )
 
@@ -180,11 +204,12 @@ def _summarise(name: str, measured: _Measured, baseline: _Measured) -> MethodSum
     return MethodSummary(
         method=name,
         num_seeds=measured.num_seeds,
-        accuracy={share: _estimate(figures) for share, figures in measured.accuracy.items()},
+        quality={share: _estimate(figures) for share, figures in measured.quality.items()},
         auc=_estimate(measured.auc),
         auc_gain=_gain(measured.auc, baseline.auc) if compared else None,
-        accuracy_gain=_gain(measured.accuracy[100], baseline.accuracy[100]) if compared else None,
-        extra_gain=_gain(measured.accuracy[200], baseline.accuracy[100]) if compared else None,
+        quality_gain=_gain(measured.quality[100], baseline.quality[100]) if compared else None,
+        tokens_per_point=_estimate(measured.tokens_per_point),
+        extra_gain=_gain(measured.quality[200], baseline.quality[100]) if compared else None,
     )
 
 

@@ -7,6 +7,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from genal_ray.entities import OUTSIDE
+from genal_ray.labels import EntityLabels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +19,9 @@ class Label:
 
     id: str
     label: str
+    """The class, or the entities with their types."""
+    kinds: tuple[str, ...]
+    """The class, or the type of each entity."""
     round: int
     origin: str
     text: str
@@ -40,11 +47,25 @@ def read_labels(ledger: Path) -> list[Label]:
         return []
     data = ledger.read_bytes()
     rows = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]]
-    return [Label(**{field: row[field] for field in Label.__slots__}) for row in rows]
+    return [_label(row) for row in rows]
+
+
+def _label(row: dict[str, Any]) -> Label:
+    value: str | list[str] | None = row["label"]
+    shown, kinds = "declined", tuple[str, ...]()
+    if isinstance(value, list):
+        space = EntityLabels(tuple(sorted({tag[2:] for tag in value if tag != OUTSIDE})))
+        entities = space.told(space.decode(value, row["text"]), row["text"])
+        shown = ", ".join(f"{entity['text']} ({entity['type']})" for entity in entities) or "no entity"
+        kinds = tuple(entity["type"] for entity in entities)
+    elif value is not None:
+        shown, kinds = value, (value,)
+    fields = {name: row[name] for name in ("id", "round", "origin", "text", "text_pair")}
+    return Label(label=shown, kinds=kinds, **fields)
 
 
 def count_classes(labels: Iterable[Label]) -> list[ClassCount]:
-    """How many labels of each class were bought, by origin; the classes in alphabetical order."""
-    counts = Counter((label.label, label.origin) for label in labels)
+    """How many labels of each class, or entities of each type, were bought, by origin; in alphabetical order."""
+    counts = Counter((kind, label.origin) for label in labels for kind in label.kinds)
     names = sorted({name for name, _ in counts})
     return [ClassCount(label=n, real=counts[n, "real"], synthetic=counts[n, "synthetic"]) for n in names]

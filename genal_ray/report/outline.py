@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from genal_ray.config import RewardConfig
 from genal_ray.errors import UserError
+from genal_ray.evaluation import QUALITY
 from genal_ray.store import RunDirectory
 
 Metrics = Mapping[str, float | None]
@@ -61,6 +62,15 @@ class Outline:
     def last(self) -> RoundRow:
         """The newest round; one without metrics when none is committed."""
         return self.rounds[-1] if self.rounds else RoundRow(round=0, metrics={})
+
+    @property
+    def measure(self) -> str:
+        """The metric that students are judged by."""
+        return next((name for name in QUALITY if self.last[name] is not None), "al/accuracy")
+
+    @property
+    def measure_name(self) -> str:
+        return QUALITY[self.measure]
 
     @property
     def seconds(self) -> float:

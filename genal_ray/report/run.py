@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from genal_ray.evaluation import QUALITY
 from genal_ray.report import charts
 from genal_ray.report.generated import GeneratedRound, read_generated
 from genal_ray.report.labels import ClassCount, count_classes, read_labels
@@ -63,6 +64,7 @@ def read_run(store: RunDirectory) -> RunPage:
 def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
     """The charts of at least one committed round."""
     later = rounds[1:]
+    measure = next((name for name in QUALITY if rounds[-1][name] is not None), "al/accuracy")
     numbers, after_first = [row.round for row in rounds], [row.round for row in later]
     return [
         Chart(
@@ -71,7 +73,7 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
             svg=charts.lines(
                 "learning",
                 [row["al/num_labels"] or 0 for row in rounds],
-                [("share", {"accuracy": of(rounds, "al/accuracy"), "macro-F1": of(rounds, "al/macro_f1")})],
+                [("share", {QUALITY[measure]: of(rounds, measure), "macro-F1": of(rounds, "al/macro_f1")})],
                 "labels bought",
             ),
         ),

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from genal_ray.labels import LabelSpace
 from genal_ray.tasks import Task
-from genal_ray.teaching import Draft
+from genal_ray.teaching import Draft, Lesson
+from genal_ray.types import Instance
 
 
 def string_schema(max_characters: int) -> dict[str, Any]:
     return {"type": "string", "minLength": 1, "maxLength": max_characters}
 
 
-def text_schema(task: Task, max_characters: int, labels: Sequence[str] | None = None) -> dict[str, Any]:
-    """JSON schema of one text: a string, or an object where it has two parts or comes with one of `labels`."""
+def text_schema(task: Task, max_characters: int, labels: LabelSpace | None = None) -> dict[str, Any]:
+    """JSON schema of one text: a string, or an object where it has two parts or comes with its label."""
     text = string_schema(max_characters)
     fields = {"text": text}
     if task.part_names is not None:
         fields["text_pair"] = text
     if labels is not None:
-        fields["label"] = {"type": "string", "enum": list(labels)}
+        fields[labels.field] = labels.schema()
     return text if len(fields) == 1 else object_schema(fields)
 
 
@@ -40,13 +43,22 @@ def object_schema(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read_draft(item: Any, label_names: Sequence[str], *, tag: str = "", label: int | None = None) -> Draft:
-    """The draft of one item of `text_schema`; `label` is that of an item which has none."""
-    if isinstance(item, str):
-        return Draft(text=item, tag=tag, label=label)
-    if "label" in item:
-        label = label_names.index(item["label"])
-    return Draft(text=item["text"], text_pair=item.get("text_pair"), tag=tag, label=label)
+def read_draft(item: Any, lesson: Lesson, *, tag: str = "") -> Draft:
+    """The draft of one item of `text_schema`, with the label that it has. Of entities those that are not in the text
+    are rejected and counted."""
+    fields = {"text": item} if isinstance(item, str) else item
+    draft = Draft(text=fields["text"], text_pair=fields.get("text_pair"), tag=tag)
+    labels = lesson.labels
+    if labels.field not in fields:
+        return draft
+    heard = labels.heard(fields[labels.field], as_read(draft, lesson.task))
+    return replace(draft, label=heard.label, num_rejected=heard.num_missing + heard.num_overlapping)
+
+
+def as_read(draft: Draft, task: Task) -> str:
+    """The (first) text of a draft as the task will read it; the draft's own where it cannot be read."""
+    parsed = task.parse(task.render(Instance(id="", text=draft.text, text_pair=draft.text_pair)))
+    return draft.text if parsed is None else parsed[0]
 
 
 def spread(total: int, parts: int) -> list[int]:

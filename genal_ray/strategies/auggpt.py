@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import lists_schema, read_draft, text_schema
+from genal_ray.strategies._texts import as_read, lists_schema, read_draft, text_schema
 from genal_ray.teaching import Draft, Lesson, Teacher
 from genal_ray.types import LabeledInstance
 
@@ -45,16 +46,22 @@ class Auggpt(TeacherStrategy):
             "rephrasing",
             domain=lesson.task.domain,
             text=source.instance.student_input,
+            label=lesson.labels.told(source.label, source.instance.text),
             count=count,
             key=KEY,
             part_names=lesson.task.part_names,
         )
 
         def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
-            return [read_draft(item, lesson.label_names, label=source.label) for item in value[KEY]]
+            return [self._labeled(read_draft(item, lesson), source, lesson) for item in value[KEY]]
 
         schema = lists_schema(text_schema(lesson.task, self.max_characters), {KEY: count})
         drafts = await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
         )
         return drafts or []
+
+    @staticmethod
+    def _labeled(draft: Draft, source: LabeledInstance, lesson: Lesson) -> Draft:
+        text = as_read(draft, lesson.task)
+        return replace(draft, label=lesson.labels.carried(source.label, source.instance.text, text))

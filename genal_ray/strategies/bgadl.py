@@ -52,5 +52,5 @@ class Bgadl(Signal):
         return Source(
             instances=[q.instance for q in queries if q is not query and (q.label == query.label or not named)],
             shown=(query.instance,),
-            label=label_names[query.label] if named else None,
+            label=label_names[query.label] if named and isinstance(query.label, int) else None,
         )

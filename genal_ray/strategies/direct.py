@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -38,7 +39,7 @@ class Direct(TeacherStrategy):
         return self.labeling == "merged"
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        calls = max(math.ceil(lesson.budget / self.texts_per_call), min(lesson.budget, len(lesson.label_names)))
+        calls = max(math.ceil(lesson.budget / self.texts_per_call), min(lesson.budget, len(lesson.labels.names)))
         shares = spread(lesson.budget, calls)
         written = await asyncio.gather(
             *(self._write(lesson, teacher, count, number) for number, count in enumerate(shares))
@@ -46,24 +47,34 @@ class Direct(TeacherStrategy):
         return [draft for drafts in written for draft in drafts]
 
     async def _write(self, lesson: Lesson, teacher: Teacher, count: int, number: int) -> list[Draft]:
-        label = (lesson.round + number) % len(lesson.label_names)
-        examples = [i.instance.student_input for i in lesson.labeled if i.round == 0 and i.label == label]
+        labels, task = lesson.labels, lesson.task
+        kind = (lesson.round + number) % len(labels.names)
+        examples = [
+            {"text": i.instance.student_input, "label": labels.told(i.label, i.instance.text)}
+            for i in lesson.labeled
+            if i.round == 0 and kind in labels.kinds(i.label)
+        ]
         messages = teacher.render(
             "direct",
             domain=lesson.task.domain,
-            labels=lesson.label_names,
-            label=lesson.label_names[label],
+            labels=labels.names,
+            label=labels.names[kind],
             examples=examples[: self.demonstrations],
             count=count,
             key=KEY,
-            part_names=lesson.task.part_names,
+            merged=self.labels_itself,
+            part_names=task.part_names,
         )
 
-        def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
-            given = label if self.labels_itself else None
-            return [read_draft(item, lesson.label_names, label=given) for item in value[KEY]]
+        # A class is what was asked for; entities have to be told with each text.
+        told = labels if self.labels_itself and task.tags_words else None
+        implied = kind if self.labels_itself and not task.tags_words else None
 
-        schema = lists_schema(text_schema(lesson.task, self.max_characters), {KEY: count})
+        def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
+            drafts = [read_draft(item, lesson) for item in value[KEY]]
+            return drafts if implied is None else [replace(draft, label=implied) for draft in drafts]
+
+        schema = lists_schema(text_schema(task, self.max_characters, told), {KEY: count})
         drafts = await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
         )

@@ -105,11 +105,11 @@ class Evokd(TeacherStrategy):
         if analysis is not None:
             # The conversation goes on: question, the model's own analysis, and now its texts.
             messages = (*self._question(lesson, teacher), _answer(analysis), *request[1:])
-        text = text_schema(lesson.task, self.max_characters, lesson.label_names if self.labels_itself else None)
+        text = text_schema(lesson.task, self.max_characters, lesson.labels if self.labels_itself else None)
         schema = lists_schema(text, {HARD: num_hard, EASY: num_easy})
 
         def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
-            return [read_draft(item, lesson.label_names, tag=tag) for tag, items in value.items() for item in items]
+            return [read_draft(item, lesson, tag=tag) for tag, items in value.items() for item in items]
 
         return await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
@@ -121,11 +121,11 @@ class Evokd(TeacherStrategy):
 
     def _samples(self, lesson: Lesson) -> dict[str, object]:
         """Right and wrong ones, each at most `demonstrations`: the surest errors, the least sure hits."""
-        wrong = sorted((o for o in lesson.feedback if not o.right), key=lambda o: -o.confidence)
-        right = sorted((o for o in lesson.feedback if o.right), key=lambda o: o.confidence)
+        wrong = sorted((o for o in lesson.feedback if not o.right), key=lambda o: -o.prediction.confidence)
+        right = sorted((o for o in lesson.feedback if o.right), key=lambda o: o.prediction.confidence)
         return {
             "domain": lesson.task.domain,
-            "labels": lesson.label_names,
+            "labels": lesson.labels.names,
             "wrong": [_shown(o, lesson) for o in wrong[: self.demonstrations]],
             "right": [_shown(o, lesson) for o in right[: self.demonstrations]],
         }
@@ -140,7 +140,7 @@ def _answer(analysis: str) -> Message:
 def _shown(observation: Observation, lesson: Lesson) -> dict[str, object]:
     return {
         "text": observation.instance.student_input,
-        "label": lesson.label_names[observation.label],
-        "predicted": lesson.label_names[observation.predicted],
-        "confidence": observation.confidence,
+        "label": lesson.labels.told(observation.label, observation.instance.text),
+        "predicted": lesson.labels.told(observation.prediction.label, observation.instance.text),
+        "confidence": observation.prediction.confidence,
     }

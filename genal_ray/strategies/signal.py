@@ -90,7 +90,8 @@ class Signal(PolicyStrategy):
         sources = {
             label: Source(instances=instances, label=label_names[label]) for label, instances in of_label.items()
         }
-        bought = np.bincount([item.label for item in pools.labeled], minlength=len(label_names))
+        classes = np.array([item.label for item in pools.labeled], dtype=np.int64)
+        bought = np.bincount(classes, minlength=len(label_names))
         return [sources.get(label, whole) for label in turns(bought, count)]
 
     def _group(self, source: Source, task: Task, *, round: int, first: int, rng: np.random.Generator) -> list[Prompt]:
@@ -119,9 +120,10 @@ def presentable(pools: Pools, task: Task) -> list[LabeledInstance]:
 
 
 def by_label(items: Iterable[LabeledInstance]) -> dict[int, list[Instance]]:
-    """The instances of each label that occurs."""
+    """The instances of each class that occurs."""
     found: dict[int, list[Instance]] = {}
     for item in items:
+        assert isinstance(item.label, int), "refused with the configuration"
         found.setdefault(item.label, []).append(item.instance)
     return found
 

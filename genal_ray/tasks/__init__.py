@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from genal_ray import registry
+from genal_ray.labels import Classes, LabelSpace
 from genal_ray.types import Instance
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class Task(registry.Plugin):
     pairs: ClassVar[bool] = False
     """Whether its instances are pairs of texts."""
 
+    tags_words: ClassVar[bool] = False
+    """Whether every word has a tag, and not the text a class."""
+
     folder: ClassVar[str] = "classification"
     """Of its chat prompts, in `genal_ray/prompts`."""
 
@@ -46,6 +50,10 @@ class Task(registry.Plugin):
     def part_names(self) -> tuple[str, str] | None:
         """What the two texts of an instance are called; None for single texts."""
         return None
+
+    def label_space(self, names: Sequence[str]) -> LabelSpace:
+        """The labels of a task with these names."""
+        return Classes(tuple(names))
 
     @abstractmethod
     def prompt(self, examples: Sequence[Instance], label: str | None = None) -> str:

@@ -1,0 +1,72 @@
+"""The trained tagger at work: probabilities of every word's tag, and encodings of whole texts.
+
+    words -> token ids -> forward pass -> softmax at the first token of each word -> tags, uncertainty
+                                      \\-> encoding of the hidden states
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import AutoModelForTokenClassification
+
+from genal_ray.acquisition import Features, WordUncertainty
+from genal_ray.batching import length_sorted_batches, tokenize_words
+from genal_ray.entities import BEGIN, words_of
+from genal_ray.inference import HiddenStates, StudentModel
+from genal_ray.labels import EntityLabels, LabelSpace
+from genal_ray.types import FloatArray, Text
+
+
+class TaggerModel(StudentModel):
+    """A Hugging Face token classifier. Words that `max_length` cuts off are certainly O."""
+
+    auto_class: ClassVar[Any] = AutoModelForTokenClassification
+    kind: ClassVar[str] = "token classifier"
+
+    @property
+    def labels(self) -> LabelSpace:
+        """Entity types, in the order of the outputs O, B-a, I-a, B-b, ..."""
+        return EntityLabels(tuple(name.removeprefix(BEGIN) for name in self.label_names[1::2]))
+
+    def probabilities(self, texts: Sequence[Text]) -> list[FloatArray]:
+        """float32 [num_words, num_tags] of each text."""
+        return self._run(texts)[0]
+
+    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+        """Uncertainties about the words' tags and encodings float32 [n, dim], in the order of `texts`; no probabilities
+        of classes."""
+        assert not dropout_passes, "refused with the configuration"
+        probs, encodings = self._run(texts)
+        return Features(
+            probs=np.zeros((len(probs), 0), dtype=np.float32), encodings=encodings, words=WordUncertainty.of(probs)
+        )
+
+    @torch.inference_mode()
+    def _run(self, texts: Sequence[Text]) -> tuple[list[FloatArray], FloatArray]:
+        words = [words_of(text) for text in texts if isinstance(text, str)]
+        tokens = tokenize_words(self.tokenizer, words, self.max_length)
+        probs = [_outside(len(text), self.model.config.num_labels) for text in words]
+        encodings = np.zeros((len(words), self.model.config.hidden_size), dtype=np.float32)
+        with HiddenStates(self.model) as hidden:
+            for rows in length_sorted_batches(tokens.lengths, self.max_batch_tokens):
+                inputs = tokens.batch(rows, self.model.device)
+                batch = self.model(**inputs).logits.float().softmax(-1).cpu().numpy()
+                encodings[rows] = self._encode(hidden.output, inputs.get("attention_mask")).cpu().numpy()
+                for row, of_tokens in zip(rows, batch, strict=True):
+                    first = tokens.first_tokens[row]
+                    probs[row][first >= 0] = of_tokens[first[first >= 0]]
+        return probs, encodings
+
+
+def _outside(num_words: int, num_tags: int) -> FloatArray:
+    certain = np.zeros((num_words, num_tags), dtype=np.float32)
+    certain[:, 0] = 1
+    return certain
+
+
+def student_class(*, tags_words: bool) -> type[StudentModel]:
+    return TaggerModel if tags_words else StudentModel
