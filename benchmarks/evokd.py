@@ -5,8 +5,7 @@
 For each data set the training split is cut in two: rows that the runs may see, and hidden rows from which
 `simulated_teacher.py` answers (read there what it is, and what it is not). Each method then runs through
 `genal-ray compare` from the same k-shot sets. full-shot is the student on all rows that the runs may see. Everything
-goes on where it was cut off, but the teacher then begins anew with its hidden texts. Writes OUT/<set>-<k>/ (comparison
-directories) and OUT/results.md.
+goes on where it was cut off. Writes OUT/<set>-<k>/ (comparison directories) and OUT/results.md.
 """
 
 from __future__ import annotations
@@ -21,9 +20,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
+from simulated_teacher import read_hidden
+
+from genal_ray.evaluation import quality
 
 METHODS = (
     "k-shot,evokd,evokd-no-easy,evokd-no-hard,evokd-no-analysis,evokd-merged-labeling,direct,auggpt,full-shot"
@@ -38,12 +41,30 @@ class DataSet:
     evaluation: str
     """File of the held-out rows."""
     max_length: int = 64
+    train: str = "train.jsonl.gz"
+    rows: int = 2000
+    """That the runs may see."""
+    hidden_rows: int = 8000
+    """Of the teacher."""
+    entities: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Sections of the configuration, in part."""
+        if not self.entities:
+            return {"task": {"domain": self.domain}, "data": {}, "student": {"learning_rate": 1e-4}}
+        columns = {"text_column": "tokens", "label_column": "ner_tags"}
+        task = {"kind": "ner", "domain": self.domain}
+        return {"task": task, "data": columns, "student": {"learning_rate": 2e-4}}
 
 
 SETS = {
     "sst2": DataSet(domain="movie reviews", evaluation="validation.jsonl"),
     "ag_news": DataSet(domain="news articles", evaluation="test.jsonl"),
     "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl"),
+    "wnut17": DataSet(
+        domain="tweets", evaluation="test.jsonl", train="train.jsonl", rows=1400, hidden_rows=1994, entities=True
+    ),
 }
 
 
@@ -55,10 +76,8 @@ def main() -> None:
     parser.add_argument("--shots", default="1,5", help="labeled texts per class at the start")
     parser.add_argument("--methods", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--per-iteration", type=int, default=32, help="labels")
-    parser.add_argument("--rows", type=int, default=2000, help="that runs may see: full-shot is trained on them")
-    parser.add_argument("--hidden-rows", type=int, default=4000, help="of the teacher")
     parser.add_argument("--evaluation-rows", type=int, default=800)
     parser.add_argument("--error-rate", type=float, default=0.05, help="of the teacher's labels")
     parser.add_argument("--parallel", type=int, help="runs at a time")
@@ -78,47 +97,54 @@ def main() -> None:
 def split(name: str, data: Path, folder: Path, args: argparse.Namespace) -> Path:
     """Rows for the runs, held-out rows and the teacher's, as files of their own."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = read(data / name / "train.jsonl.gz")
+    chosen = SETS[name]
+    rows = read(data / name / chosen.train)
     order = np.random.default_rng(0).permutation(len(rows))
     parts = {
-        "train": [rows[i] for i in order[: args.rows]],
-        "hidden": [rows[i] for i in order[args.rows :][: args.hidden_rows]],
-        "evaluation": read(data / name / SETS[name].evaluation)[: args.evaluation_rows],
+        "train": [rows[i] for i in order[: chosen.rows]],
+        "hidden": [rows[i] for i in order[chosen.rows :][: chosen.hidden_rows]],
+        "evaluation": read(data / name / chosen.evaluation)[: args.evaluation_rows],
     }
     for part, content in parts.items():
-        lines = [json.dumps({"text": row["text"], "label": row["label"]}, ensure_ascii=False) for row in content]
+        lines = [json.dumps(row, ensure_ascii=False) for row in content]
         (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return folder
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
     lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
 def write_config(name: str, folder: Path, shots: int, args: argparse.Namespace) -> Path:
-    num_labels = len({row["label"] for row in read(folder / "train.jsonl")})
-    initial = shots * num_labels
+    chosen = SETS[name]
+    kinds = {kind for item in read_hidden(folder / "train.jsonl") for kind in item.kinds}
+    initial = shots * len(kinds)
     values = {
-        "task": {"domain": SETS[name].domain},
+        "task": chosen.settings["task"],
         "data": {
+            **chosen.settings["data"],
             "source": str(folder),
             "train": "train.jsonl",
             "evaluation": "evaluation.jsonl",
             "initial_labeled": initial,
             "initial_method": "balanced",
         },
-        "budget": {"per_round": args.per_iteration, "total": initial + args.iterations * args.per_iteration},
+        # A text that was written before is dropped: a round may be a few labels short.
+        "budget": {
+            "per_round": args.per_iteration,
+            "total": initial + args.iterations * args.per_iteration,
+            "max_rounds": args.iterations,
+        },
         "strategy": "evokd",
         "acquisition": "random",
         "annotators": {"synthetic": {"name": "llm", "texts_per_call": 8}},
-        # One call at a time: the teacher hands out each hidden text once, so their order matters.
-        "llm": {"model": MODEL, "concurrency": 1},
+        "llm": {"model": MODEL},
         "student": {
             "model": "minilm",
-            "max_length": SETS[name].max_length,
-            "learning_rate": 1e-4,
+            "max_length": chosen.max_length,
+            **chosen.settings["student"],
             "min_steps": 100,
             "batch_size": 8,
         },
@@ -150,20 +176,20 @@ def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespa
 
 
 def publish(out: Path, places: list[tuple[str, Path]]) -> None:
-    """Accuracy per iteration, its share of full-shot, and tokens, mean and standard deviation over the seeds."""
+    """Accuracy, or entity F1, per iteration, its share of full-shot, and tokens, mean and standard deviation over the seeds."""
     pages = []
     for title, place in places:
         runs: dict[str, list[list[dict[str, float]]]] = {}
         for metrics in sorted(place.glob("runs/*/seed-*/metrics.jsonl")):
             rounds = [json.loads(line) for line in metrics.read_text().splitlines()]
             runs.setdefault(metrics.parts[-3], []).append(rounds)
-        full = np.mean([rounds[-1]["al/accuracy"] for rounds in runs.get("full-shot", [])] or [np.nan])
+        full = np.mean([quality(rounds[-1]) for rounds in runs.get("full-shot", [])] or [np.nan])
         iterations = max(len(rounds) for found in runs.values() for rounds in found)
         head = ["method", *(f"iteration {i}" for i in range(iterations)), "share of full-shot", "thousand tokens"]
         lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for method, found in runs.items():
             cells = [at(found, i) for i in range(iterations)]
-            last = np.mean([rounds[-1]["al/accuracy"] for rounds in found])
+            last = np.mean([quality(rounds[-1]) for rounds in found])
             tokens = np.mean([sum(row.get("llm/num_tokens", 0) for row in rounds) for rounds in found]) / 1000
             lines.append("| " + " | ".join([method, *cells, f"{100 * last / full:.0f}%", f"{tokens:.1f}"]) + " |")
         pages.append("\n".join(lines) + "\n")
@@ -172,7 +198,7 @@ def publish(out: Path, places: list[tuple[str, Path]]) -> None:
 
 
 def at(found: list[list[dict[str, float]]], iteration: int) -> str:
-    values = [100 * rounds[iteration]["al/accuracy"] for rounds in found if len(rounds) > iteration]
+    values = [100 * quality(rounds[iteration]) for rounds in found if len(rounds) > iteration]
     if not values:
         return ""
     return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")

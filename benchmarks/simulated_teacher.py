@@ -6,13 +6,14 @@ It is NOT a language model, and what it shows is a best case: its texts are real
 run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
-- hard texts: the hidden texts most like those that the request shows as wrong
-- easy texts: those most like the ones shown as right, of the same labels
-- texts of a label (direct generation): random ones of that label
-- rephrasing (AugGPT): the text itself with a few words dropped and swapped
-- labels: the true one, or, for the set share of texts, another
+- hard texts: of a random tenth of the hidden texts those most like the ones that the request shows as wrong
+- easy texts: those most like the ones shown as right
+- texts of a label, or with an entity of a type (direct generation): random ones of it
+- rephrasing (AugGPT): the text itself with a few words dropped and swapped, entities left alone
+- labels: the true one, or, for the set share of texts, another; of entities, a share is overlooked or of another type
 
-"Like" is by cosine of pretrained MiniLM encodings. A hidden text is handed out once per server. Prints its port.
+"Like" is by cosine of pretrained MiniLM encodings. An answer follows from the request alone, so that runs may ask side
+by side, stop and go on. Prints its port.
 """
 
 from __future__ import annotations
@@ -21,41 +22,73 @@ import argparse
 import asyncio
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from genal_ray.entities import OUTSIDE, words_of
 from genal_ray.inference import StudentModel
+from genal_ray.labels import EntityLabels
 from genal_ray.paths import minilm_path
 from genal_ray.seeds import derive_seed
 
 MODEL = "simulated-teacher"
-SAMPLE = re.compile(
-    r'^- (?P<text>".*") is (?P<label>.+?)(?:, the student says (?P<said>.+?))? \(\d+% sure\)$', re.MULTILINE
+CONSIDERED = 0.1
+"""Share of the hidden texts that a request chooses from: requests about the same errors get other texts."""
+
+SAMPLES = (
+    re.compile(r'^- (?P<text>".*") is .+?(?P<wrong>, the student says .+?)? \(\d+% sure\)$', re.MULTILINE),
+    re.compile(r'^- (?P<text>".*")\n  entities: .*(?P<wrong>\n  the student says: .*)?$', re.MULTILINE),
 )
-LABEL_ASKED = re.compile(r"^Write \d+ new .* with the label (?P<label>.+?), each different", re.MULTILINE)
+ASKED = re.compile(r"^Write \d+ new .* (?:with the label|of the type) (?P<name>.+?), each different", re.MULTILINE)
 SOURCE = re.compile(r'^(?P<text>".*")$', re.MULTILINE)
+KEPT = re.compile(r"^Keep these words exactly as they are: (?P<words>.*)\.$", re.MULTILINE)
 LABELED = re.compile(r'^Text (?P<number>\d+): (?P<text>".*")$', re.MULTILINE)
+
+Told = str | list[dict[str, str]]
+"""A class, or entities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiddenText:
+    text: str
+    label: Told
+
+    @property
+    def kinds(self) -> set[str]:
+        return {self.label} if isinstance(self.label, str) else {entity["type"] for entity in self.label}
+
+
+def read_hidden(path: Path) -> list[HiddenText]:
+    """Rows of text and label, or of tokens and ner_tags."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if "tokens" not in rows[0]:
+        return [HiddenText(text=" ".join(row["text"].split()), label=row["label"]) for row in rows]
+    space = EntityLabels(tuple(sorted({tag[2:] for row in rows for tag in row["ner_tags"] if tag != OUTSIDE})))
+    texts = [" ".join(row["tokens"]) for row in rows]
+    return [
+        HiddenText(text=text, label=space.told(space.decode(row["ner_tags"], text), text))
+        for text, row in zip(texts, rows, strict=True)
+    ]
 
 
 @dataclass
 class Teacher:
-    """The hidden texts, their labels and encodings, and which were handed out."""
+    """The hidden texts, their labels and encodings."""
 
-    texts: list[str]
-    labels: list[str]
+    hidden: Sequence[HiddenText]
     error_rate: float
     model: StudentModel
     encodings: np.ndarray = field(init=False)
-    free: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
-        self.encodings = self._encode(self.texts)
-        self.free = np.ones(len(self.texts), dtype=bool)
-        self._label_of = dict(zip(self.texts, self.labels, strict=True))
-        self._names = sorted(set(self.labels))
+        self.encodings = self._encode([item.text for item in self.hidden])
+        # Without spaces: a run may split words anew.
+        self._by_text = {"".join(item.text.split()): item for item in self.hidden}
+        self._names = sorted({kind for item in self.hidden for kind in item.kinds})
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON value of the reply to a chat request."""
@@ -65,64 +98,81 @@ class Teacher:
             return {"analysis": "It misreads texts like those that it got wrong."}
         if "hard" in asked or "easy" in asked:
             # With an analysis the samples are in the question before it.
-            shown = said if SAMPLE.search(said) else body["messages"][1]["content"]
-            return self._lesson(asked, shown, rng)
+            return self._lesson(asked, "\n".join(m["content"] for m in body["messages"] if m["role"] == "user"), rng)
         if "texts" in asked:
-            return {"texts": self._texts(asked["texts"]["maxItems"], said, rng)}
+            return {"texts": self._texts(asked["texts"], said, rng)}
         return {found["number"]: self.label(json.loads(found["text"])) for found in LABELED.finditer(said)}
 
-    def label(self, text: str) -> str:
-        """The label of a text, the same each time it is asked."""
-        true = self._label_of.get(text) or self._nearest_label(text)
-        draw = np.random.default_rng(derive_seed("label", text))
-        if draw.random() >= self.error_rate:
-            return true
-        return str(draw.choice([name for name in self._names if name != true]))
+    def label(self, text: str) -> Told:
+        """The label of a text, the same each time it is asked, errors included."""
+        known = self._by_text.get("".join(text.split())) or self.hidden[int(self._similarity([text])[0].argmax())]
+        rng = np.random.default_rng(derive_seed("label", known.text))
+        if isinstance(known.label, str):
+            return known.label if rng.random() >= self.error_rate else self._other(known.label, rng)
+        told = []
+        for entity in known.label:
+            if rng.random() >= self.error_rate:
+                told.append(entity)
+            elif rng.random() < 0.5:
+                told.append({**entity, "type": self._other(entity["type"], rng)})
+        return told
+
+    def _other(self, name: str, rng: np.random.Generator) -> str:
+        return str(rng.choice([other for other in self._names if other != name]))
 
     def _lesson(self, asked: dict[str, Any], shown: str, rng: np.random.Generator) -> dict[str, Any]:
-        samples = [(json.loads(m["text"]), m["said"] is None) for m in SAMPLE.finditer(shown)]
-        written: dict[str, list[str]] = {}
+        samples = [(json.loads(m["text"]), m["wrong"] is None) for form in SAMPLES for m in form.finditer(shown)]
+        written: dict[str, list[Any]] = {}
         for tag, items in asked.items():
             models = [text for text, right in samples if right == (tag == "easy")] or [text for text, _ in samples]
-            written[tag] = self._like(models, items["maxItems"], rng)
+            written[tag] = [self._written(item, items) for item in self._like(models, items["maxItems"], rng)]
         return written
 
-    def _texts(self, count: int, said: str, rng: np.random.Generator) -> list[str]:
-        label = LABEL_ASKED.search(said)
-        if label is not None:
-            of_label = np.array([name == label["label"] for name in self.labels])
-            return self._take(rng.permutation(np.flatnonzero(self.free & of_label))[:count])
-        source = SOURCE.search(said)
+    def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
+        count, of = asked["maxItems"], ASKED.search(said)
+        if of is not None:
+            rows = [row for row, item in enumerate(self.hidden) if of["name"] in item.kinds]
+            return [self._written(self.hidden[row], asked) for row in rng.permutation(rows)[:count]]
+        source, kept = SOURCE.search(said), KEPT.search(said)
         assert source is not None, "a rephrasing shows its text"
-        return [_shuffled(json.loads(source["text"]), rng) for _ in range(count)]
+        entities = [] if kept is None else json.loads(f"[{kept['words']}]")
+        return [shuffled(json.loads(source["text"]), entities, rng) for _ in range(count)]
 
-    def _like(self, models: list[str], count: int, rng: np.random.Generator) -> list[str]:
-        """In turns over `models`, the most similar text that is free; random ones where there is no model."""
-        chosen: list[str] = []
-        similar = self._encode(models) @ self.encodings.T if models else np.zeros((1, len(self.texts)))
+    def _written(self, item: HiddenText, asked: dict[str, Any]) -> Any:
+        """The text, or with its label where that is asked for."""
+        fields = asked["items"].get("properties", {})
+        keys = [key for key in fields if key != "text"]
+        return item.text if not keys else {"text": item.text, keys[0]: self.label(item.text)}
+
+    def _like(self, models: list[str], count: int, rng: np.random.Generator) -> list[HiddenText]:
+        """In turns over `models`, the most similar of the texts considered; random ones where there is no model."""
+        rows = rng.permutation(len(self.hidden))[: max(int(CONSIDERED * len(self.hidden)), 2 * count)]
+        scores = self._similarity(models)[:, rows] if models else rng.random((1, len(rows)))
+        chosen: list[HiddenText] = []
         for i in range(count):
-            scores = np.where(self.free, similar[i % len(similar)] + 1e-6 * rng.random(len(self.texts)), -np.inf)
-            chosen += self._take([int(scores.argmax())])
+            best = int(scores[i % len(scores)].argmax())
+            scores[:, best] = -np.inf
+            chosen.append(self.hidden[rows[best]])
         return chosen
 
-    def _take(self, rows: Any) -> list[str]:
-        self.free[rows] = False
-        return [self.texts[row] for row in rows]
-
-    def _nearest_label(self, text: str) -> str:
-        return self.labels[int((self.encodings @ self._encode([text])[0]).argmax())]
+    def _similarity(self, texts: list[str]) -> np.ndarray:
+        """Cosines [texts, hidden texts]."""
+        return self._encode(texts) @ self.encodings.T
 
     def _encode(self, texts: list[str]) -> np.ndarray:
         encodings = self.model.predict(texts).encodings
         return encodings / np.linalg.norm(encodings, axis=1, keepdims=True)
 
 
-def _shuffled(text: str, rng: np.random.Generator) -> str:
-    """A tenth of the words dropped and two neighbours swapped (random deletion and swap of Wei and Zou 2019)."""
-    words = text.split()
-    kept = [word for word in words if len(words) < 4 or rng.random() > 0.1] or words
-    if len(kept) > 2:
-        i = int(rng.integers(len(kept) - 1))
+def shuffled(text: str, entities: Sequence[str], rng: np.random.Generator) -> str:
+    """A tenth of the words dropped and two neighbours swapped (random deletion and swap of Wei and Zou 2019), none of
+    them a word of an entity."""
+    fixed = {word for entity in entities for word in entity.split()}
+    words = words_of(" ".join(text.split()))
+    kept = [word for word in words if word in fixed or len(words) < 4 or rng.random() > 0.1] or words
+    places = [i for i in range(len(kept) - 1) if not fixed & {kept[i], kept[i + 1]}]
+    if places:
+        i = int(rng.choice(places))
         kept[i], kept[i + 1] = kept[i + 1], kept[i]
     return " ".join(kept)
 
@@ -160,14 +210,12 @@ async def serve(teacher: Teacher, port: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("hidden", type=Path, help="JSON lines with text and label that the run never sees")
-    parser.add_argument("--error-rate", type=float, default=0.05, help="share of wrong labels")
+    parser.add_argument("hidden", type=Path, help="JSON lines that the run never sees")
+    parser.add_argument("--error-rate", type=float, default=0.05, help="share of wrong labels, or entities")
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.hidden.read_text(encoding="utf-8").splitlines()]
     teacher = Teacher(
-        texts=[" ".join(row["text"].split()) for row in rows],
-        labels=[row["label"] for row in rows],
+        hidden=read_hidden(options.hidden),
         error_rate=options.error_rate,
         model=StudentModel.load(str(minilm_path()), encoding="mean", max_length=64),
     )

@@ -93,7 +93,7 @@ class FakeGenerator:
 
 
 class FakeScorer:
-    def __init__(self, calls: Calls, labels: LabelSpace = Classes(("no", "yes"))) -> None:
+    def __init__(self, calls: Calls, labels: LabelSpace) -> None:
         self.calls = calls
         self.labels = labels
 

@@ -6,6 +6,7 @@ import csv
 import math
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from scipy import stats
 from genal_ray.comparison.curves import COLUMNS, Point, read_curve, read_curves, write_curves
 from genal_ray.comparison.figure import _styles, draw, save
 from genal_ray.comparison.outputs import write_outputs
-from genal_ray.comparison.readme import Description, installed_versions, readme
+from genal_ray.comparison.readme import Description, installed_versions, readme, summary_table
 from genal_ray.comparison.runs import points_of, read_run, read_runs, run_path
 from genal_ray.comparison.summary import area, quality_at, summarise, write_summary
 from genal_ray.config import load_config
@@ -97,7 +98,7 @@ def test_curves_have_the_documented_columns(tmp_path: Path) -> None:
     write_curves(tmp_path / "curves.csv", curve("signal", 0, [1 / 3]))
     assert (tmp_path / "curves.csv").read_text() == (
         "method,seed,round,num_labels,fraction,accuracy,macro_f1,entity_f1,llm_tokens,seconds\n"
-        "signal,0,0,10,0.2,0.3333333333333333,0.16666666666666666,1.5\n"
+        "signal,0,0,10,0.2,0.3333333333333333,0.16666666666666666,,0,1.5\n"
     )
 
 
@@ -374,3 +375,26 @@ def test_outputs_of_a_comparison_that_has_not_begun(tmp_path: Path) -> None:
     write_outputs(tmp_path, description())
     assert read_curves(tmp_path / "curves.csv") == []
     assert "0 of 4 runs are done" in (tmp_path / "README.md").read_text()
+
+
+def test_taggers_are_compared_by_entity_f1_and_teachers_by_their_tokens(tmp_path: Path) -> None:
+    points = [
+        replace(point, entity_f1=point.accuracy / 2, llm_tokens=1000 * i)
+        for seed in (0, 1)
+        for i, point in enumerate(curve("evokd", seed, [0.4, 0.5, 0.6]))
+    ]
+    write_curves(tmp_path / "curves.csv", points)
+    assert read_curves(tmp_path / "curves.csv") == points
+    summary = summarise(points)
+    assert summary.measure == "entity F1"
+    tokens = summary.methods[0].tokens_per_point
+    assert tokens is not None
+    assert (tokens.mean, tokens.std, tokens.num_seeds) == (pytest.approx(300), pytest.approx(0, abs=1e-9), 2)
+    write_summary(tmp_path / "summary.csv", summary)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert float(row["tokens_per_point_mean"]) == pytest.approx(300)
+    assert "entity_f1_50_mean" in row
+    assert "entity F1 at 50%" in summary_table(summary)
+    assert "tokens per point" in summary_table(summary)
+    assert draw({"panel": points}).axes[0].get_ylabel() == "entity F1, %"

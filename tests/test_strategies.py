@@ -335,7 +335,7 @@ def run_to_end(folder: Path, strategy: dict[str, Any], *, crash_at: str | None =
     run = make_run(folder, config, calls, Counter())
     generator = RecordingGenerator(outcome.asked)
     generator.calls = calls
-    parts = replace(run.parts, generator=generator, scorer=FeatureScorer(calls))
+    parts = replace(run.parts, generator=generator, scorer=FeatureScorer(calls, run.corpus.labels))
     asyncio.run(loop.run(replace(run, parts=parts)))
     outcome.num_labels = [json.loads(line)["al/num_labels"] for line in read(folder / "metrics.jsonl")]
     outcome.ledger = [json.loads(line) for line in read(folder / "labels" / "ledger.jsonl")]
