@@ -176,7 +176,7 @@ def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespa
 
 
 def publish(out: Path, places: list[tuple[str, Path]]) -> None:
-    """Accuracy, or entity F1, per iteration, its share of full-shot, and tokens, mean and standard deviation over the seeds."""
+    """Accuracy (entity F1) per iteration, its share of full-shot, and tokens: mean and deviation over the seeds."""
     pages = []
     for title, place in places:
         runs: dict[str, list[list[dict[str, float]]]] = {}

@@ -1,0 +1,166 @@
+"""The benchmarks' simulated teacher understands the prompts that ship, for every strategy and both kinds of labels."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from genal_ray.acquisition import Features
+from genal_ray.labels import Classes, EntityLabels, LabelSpace
+from genal_ray.llm import Message, Reply
+from genal_ray.llm.prompts import Prompts
+from genal_ray.llm.replies import read_json
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.strategies.auggpt import Auggpt
+from genal_ray.strategies.direct import Direct
+from genal_ray.strategies.evokd import Evokd
+from genal_ray.tasks import Task
+from genal_ray.tasks.ner import Ner
+from genal_ray.tasks.single_text import SingleText
+from genal_ray.teaching import Draft, Lesson, Observation
+from genal_ray.types import Instance, LabeledInstance, Prediction, Text
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from simulated_teacher import Teacher, read_hidden
+
+T = TypeVar("T")
+
+
+class Letters:
+    """Encodes a text by its letters."""
+
+    def predict(self, texts: Sequence[Text], **_: Any) -> Features:
+        counts = [[str(text).count(chr(97 + i)) + 0.1 for i in range(26)] for text in texts]
+        return Features(probs=np.zeros((len(texts), 0), np.float32), encodings=np.array(counts, np.float32))
+
+
+class Classroom:
+    """Puts a strategy's questions to the simulated teacher, and holds its answers to their schemas."""
+
+    def __init__(self, teacher: Teacher, folder: str) -> None:
+        self.teacher, self.folder, self.asked = teacher, folder, list[str]()
+
+    def render(self, template: str, **values: object) -> tuple[Message, ...]:
+        return Prompts().render(f"{self.folder}/{template}", **values)
+
+    async def ask(
+        self,
+        purpose: str,
+        messages: Sequence[Message],
+        schema: Mapping[str, Any],
+        read: Callable[[Any], T],
+        *,
+        temperature: float,
+        number: int = 0,
+    ) -> T | None:
+        self.asked.append(purpose)
+        body = {
+            "messages": [{"role": m.role, "content": m.content} for m in messages],
+            "response_format": {"json_schema": {"schema": schema}},
+            "seed": number,
+        }
+        text = json.dumps(self.teacher.answer(body))
+        reply = Reply(text=text, finish_reason="stop", prompt_tokens=1, completion_tokens=1)
+        return read(read_json(reply, schema))
+
+
+def taught(strategy: TeacherStrategy, teacher: Teacher, task: Task, labels: LabelSpace, first: Any) -> list[Draft]:
+    """What is written for a student that is wrong on "a zebra, 'quoted'" and right on "a yak"."""
+    items = [
+        LabeledInstance(instance=Instance(id=f"r-{i}", text=text), label=label, annotator="hidden", round=0)
+        for i, (text, label) in enumerate(first)
+    ]
+    wrong = 1 - items[0].label if isinstance(items[0].label, int) else (0,) * len(items[0].label)
+    said = [wrong, items[1].label]
+    lesson = Lesson(
+        round=1,
+        budget=8,
+        task=task,
+        labels=labels,
+        labeled=tuple(items),
+        feedback=tuple(
+            Observation(instance=item.instance, label=item.label, prediction=Prediction(label=label, confidence=0.8))
+            for item, label in zip(items, said, strict=True)
+        ),
+        analyses=("it errs",),
+    )
+    room = Classroom(teacher, task.folder)
+
+    async def work() -> list[Draft]:
+        analysis = await strategy.analyse(lesson, room) if strategy.observes else None
+        return await strategy.write(lesson, analysis, room)
+
+    return asyncio.run(work())
+
+
+def hidden(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "hidden.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "hidden.jsonl"
+
+
+STRATEGIES = [Evokd(), Evokd(analysis=False), Evokd(labeling="merged"), Direct(), Auggpt()]
+IDS = ["evokd", "no_analysis", "merged", "direct", "auggpt"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=IDS)
+def test_classes(tmp_path: Path, strategy: TeacherStrategy) -> None:
+    rows = [{"text": f"zebra zoo {'z' * i}", "label": "bad"} for i in range(100)]
+    rows += [{"text": f"yak yard {'y' * i}", "label": "good"} for i in range(100)]
+    teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
+    first = [("a zebra, 'quoted' \"twice\"", 0), ("a yak", 1)]
+    drafts = taught(strategy, teacher, SingleText(domain="remarks"), Classes(("bad", "good")), first)
+    assert len(drafts) == 8
+    if isinstance(strategy, Evokd):
+        assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+    given = [draft.label for draft in drafts]
+    if strategy.labels_itself:
+        assert given == [int("y" in draft.text) for draft in drafts]
+    else:
+        assert given == [None] * 8
+    label = teacher.answer(
+        {
+            "messages": [{"content": 'Text 1: "yak yard yy"\nText 2: "zebra zoo "'}],
+            "seed": 0,
+            "response_format": {"json_schema": {"schema": {"properties": {"1": {}, "2": {}}}}},
+        }
+    )
+    assert label == {"1": "good", "2": "bad"}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=IDS)
+def test_entities(tmp_path: Path, strategy: TeacherStrategy) -> None:
+    rows = [
+        {"tokens": ["zebras", "@", f"Zoo{i}", "'s", "zoo"], "ner_tags": ["O", "O", "B-place", "O", "O"]}
+        for i in range(100)
+    ]
+    rows += [
+        {"tokens": ["yaks", "by", "Yu", f"Yi{i}", "."], "ner_tags": ["O", "O", "B-name", "I-name", "O"]}
+        for i in range(100)
+    ]
+    teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
+    space = EntityLabels(("name", "place"))
+    first = [("zebras zzz Zoo zoo zoo", (0, 0, 3, 0, 0)), ("yes , Yu Yong , yes", (0, 0, 1, 2, 0, 0))]
+    drafts = taught(strategy, teacher, Ner(domain="tweets"), space, first)
+    assert len(drafts) == 8
+    assert sum(draft.num_rejected for draft in drafts) == 0
+    if isinstance(strategy, Evokd):
+        assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+    if strategy.labels_itself:
+        assert all(draft.label is not None and any(draft.label) for draft in drafts)
+    labeled = teacher.label("yaks by Yu Yi7.")
+    assert labeled == [{"text": "Yu Yi7", "type": "name"}]
+
+
+def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
+    rows = [{"text": f"remark {i}", "label": ("bad", "good")[i % 2]} for i in range(1000)]
+    teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.1, model=Letters())  # type: ignore[arg-type]
+    wrong = [teacher.label(row["text"]) != row["label"] for row in rows]
+    assert 70 <= sum(wrong) <= 130
+    assert wrong == [teacher.label(row["text"]) != row["label"] for row in rows]
