@@ -4,6 +4,7 @@ VENV ?= .venv
 TARGET ?= cpu
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(TARGET)
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 OUTPUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -24,7 +25,7 @@ demo: setup  ## the bundled example, a few minutes on two cores (OUTPUT=DIR)
 	@$(BIN)/genal-ray run demo --output-dir $(OUTPUT)
 
 test: setup  ## all tests
-	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-fast: setup  ## the tests that start no Ray actors
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not ray and not slow and not gpu"

@@ -18,9 +18,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that test processes end together."""
+    kinds: dict[Path, set[str]] = {}
+    for item in items:
+        kinds.setdefault(item.path, set()).update(mark.name for mark in item.iter_markers())
+    items.sort(key=lambda item: ("slow" not in kinds[item.path], "ray" not in kinds[item.path]))
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray cluster of this test session alone: 8 logical CPUs, gone afterwards."""
+    """A Ray cluster of this test process alone: 8 logical CPUs, gone afterwards."""
     import ray
 
     folder = tempfile.mkdtemp(prefix="gr-", dir="/tmp")
