@@ -107,6 +107,8 @@ class ScorerPool:
         keeps losing its scorer, when the student cannot be loaded, and when scores are not finite.
         """
         assert self._actors, "start() comes first"
+        if not candidates:
+            return Scores(ids=(), values=np.zeros(0, np.float32), student_version=_version(student))
         stage = _Stage(
             candidates=candidates,
             student=student,

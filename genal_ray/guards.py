@@ -181,5 +181,5 @@ def nothing_to_label(number: int, candidates: Sequence[Candidate]) -> str:
     fates = ", ".join(f"{name.removeprefix('gen/num_')} {n:g}" for name, n in fate_metrics(candidates).items())
     return (
         f"round {number}: nothing can be labeled, and no completion was usable ({fates}). The labels bought so far are "
-        "kept; look at generate.parquet of the round, and at task.domain and generator.max_tokens"
+        "kept; look at generate.parquet of the last rounds, and at task.domain and generator.max_tokens"
     )

@@ -283,9 +283,14 @@ def _choose(run: Run, number: int, candidates: Sequence[Candidate], scores: Scor
     )
     allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
     chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
-    if not chosen:
+    if not chosen and _is_stuck(run):
         raise RunError(nothing_to_label(number, candidates))
     return chosen
+
+
+def _is_stuck(run: Run) -> bool:
+    """Whether another round without a label would be one too many: prompts and policies differ from round to round."""
+    return stopping.rounds_without_labels(run.store.reports()) + 1 >= stopping.MAX_ROUNDS_WITHOUT_LABELS
 
 
 def _written(candidates: Sequence[Candidate]) -> dict[str, Instance]:
@@ -306,14 +311,14 @@ async def _annotate(
     instances, annotation = run.pools.find(ids), run.parts.annotation
     usage = await annotation.buy(instances, round=number, progress=progress, given=given)
     bought = annotation.bought(ids)
-    if not bought:
+    if ids and not bought and _is_stuck(run):
         raise RunError(
             f"round {number}: none of the {len(ids)} chosen texts was given a label; earlier labels are kept. "
             "Look at labels/ledger.jsonl, and at the annotator's min_agreement and abstain"
         )
     synthetic = sum(item.instance.origin == "synthetic" for item in bought)
     return ids, {
-        "al/synthetic_share": synthetic / len(bought),
+        "al/synthetic_share": synthetic / max(len(bought), 1),
         "al/num_declined": len(ids) - len(bought),
         **label_metrics([*run.pools.labeled, *bought], run.corpus.labels),
         **usage,

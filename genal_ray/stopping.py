@@ -7,6 +7,7 @@ successive students on a stop set, averaged over the last rounds, reaches a thre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,6 +37,17 @@ def agreement(before: Sequence[int], after: Sequence[int]) -> float:
     if len({*before, *after}) == 1:
         return 0.0
     return float(cohen_kappa_score(before, after))
+
+
+MAX_ROUNDS_WITHOUT_LABELS = 3
+"""In a row; then a run ends with an error."""
+
+
+def rounds_without_labels(reports: Sequence[RoundReport]) -> int:
+    """How many of the last rounds bought no label."""
+    counts = [report.metrics["al/num_labels"] for report in reports]
+    bought = [after > before for before, after in pairwise(counts)]
+    return next((i for i, any_bought in enumerate(reversed(bought)) if any_bought), len(bought))
 
 
 def reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:

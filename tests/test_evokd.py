@@ -282,7 +282,7 @@ def test_a_teacher_that_writes_nothing_ends_the_run_with_a_reason(
     def behave(body: dict[str, Any], before: int) -> Answer:
         return Answer(text=None, refusal="no") if kind(body) == "generation" else teacher(body, before)
 
-    with serve(behave) as server, pytest.raises(RunError, match="round 1: nothing can be labeled"):
+    with serve(behave) as server, pytest.raises(RunError, match="round 3: nothing can be labeled"):
         run_to_end(tmp_path, server, monkeypatch, config_of())
     assert len(ledger(tmp_path)) == 4
 

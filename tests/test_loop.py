@@ -13,6 +13,7 @@ from fakes import Calls, Crash, FakeLearner, PlainTask, RecordingObserver, make_
 from genal_ray import loop
 from genal_ray.errors import RunError
 from genal_ray.observer import Stopped
+from genal_ray.store import RunDirectory
 
 VOLATILE = ("timing/", "gen/tokens_per_s")
 
@@ -143,15 +144,24 @@ def test_old_weights_are_pruned_and_the_current_ones_kept(tmp_path: Path) -> Non
     assert kept == ["0005", "0006"]
 
 
-def test_empty_pool_without_usable_completions_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("crash_at", [None, "generate:5"])
+def test_rounds_without_a_usable_completion_are_gone_without_up_to_a_bound(
+    tmp_path: Path, crash_at: str | None
+) -> None:
+    """The pool of 20 is labeled after two rounds of 8; nothing that is written can be read."""
     calls, paid = Calls(), Counter[str]()
-    config = make_config(budget={"per_round": 16, "total": 100})
-    run = make_run(tmp_path / "run", config, calls, paid)
-    object.__setattr__(run.parts, "task", MuteTask())
-    with pytest.raises(RunError, match="no completion was usable"):
-        asyncio.run(loop.run(run))
-
-
+    calls.crash_at = crash_at
+    config = make_config(budget={"per_round": 8, "total": 100})
+    for attempt in range(1 if crash_at is None else 2):
+        run = make_run(tmp_path / "run", config, calls, paid)
+        object.__setattr__(run.parts, "task", MuteTask())
+        crashes = crash_at is not None and attempt == 0
+        expected = (Crash, "generate") if crashes else (RunError, "no completion was usable")
+        with pytest.raises(expected[0], match=expected[1]):
+            asyncio.run(loop.run(run))
+    reports = RunDirectory(tmp_path / "run").reports()
+    assert [report.metrics["al/num_labels"] for report in reports] == [4, 12, 20, 20, 20]
+    assert max(paid.values()) == 1
 
 
 class MuteTask(PlainTask):

@@ -12,6 +12,7 @@ from tiny_students import make_encoder, tagged
 
 from actors.scorer import ScorerPool
 from actors.student import RayStudent
+from genal_ray import registry
 from genal_ray.acquisition import Acquisition
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.labels import EntityLabels
@@ -22,6 +23,7 @@ from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit
 
 pytestmark = pytest.mark.ray
 
+PACKAGE = "genal_ray.acquisition"
 SPACE = EntityLabels(("blame", "praise"))
 
 
@@ -62,10 +64,13 @@ def test_a_tagger_is_trained_evaluated_and_scores(ray_session: None, tmp_path: P
         await asyncio.gather(student.start(), pool.start())
         try:
             fit = await student.fit(items(200, 0), 1, tmp_path / "student")
+            functions = [build(PACKAGE, Acquisition, name) for name in registry.names(PACKAGE)]
             scores = {
-                name: await pool.score(candidates, items(5, 4), fit, build("genal_ray.acquisition", Acquisition, name), budget=5)
-                for name in ("mnlp", "token_entropy", "coreset", "bertkm", "random")
+                function.name: await pool.score(candidates, items(5, 4), fit, function, budget=5)
+                for function in functions
+                if function.reads != "classes"
             }
+            assert len(scores) == 5
             return fit, scores, await pool.predict(candidates, fit)
         finally:
             await asyncio.gather(student.stop(), pool.stop())
