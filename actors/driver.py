@@ -26,11 +26,13 @@ from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.files import locked
 from genal_ray.ledger import Ledger
 from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
 from genal_ray.llm.journal import Journal
 from genal_ray.observer import Stopped
+from genal_ray.repair import repair
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
 from genal_ray.stopping import stop_set
@@ -50,7 +52,12 @@ class Driver:
         self._work: asyncio.Task[str] | None = None
 
     async def run(self) -> None:
-        """Run to the end of the budget, or until stopped. Raises what made it fail."""
+        """Run to the end of the budget, or until stopped. Raises what made it fail, and UserError when another driver
+        is at work on the directory."""
+        with locked(self._store.lock_file):
+            await self._run_to_an_end()
+
+    async def _run_to_an_end(self) -> None:
         self._work = asyncio.ensure_future(self._run())
         try:
             reason = await self._work
@@ -80,6 +87,8 @@ class Driver:
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
         ledger = Ledger(self._store.ledger_file, corpus.labels).open()
+        for note in repair(self._store):
+            self._watch.note(note)
         config, warmup = await warmed_up(self._config, corpus.pool, self._store.path / "warmup", self._watch)
         if warmup is not None:
             self._watch.note(str(warmup))

@@ -182,6 +182,25 @@ def stop(
     typer.echo(ask_to_stop(RunDirectory(directory), now=now))
 
 
+@app.command(epilog="Example: genal-ray verify runs/first --json")
+def verify(directory: Directory, as_json: AsJson = False) -> None:
+    """Audit a run directory: nothing paid twice, nothing lost, nothing damaged. Ends with 1 when something is."""
+    from genal_ray.verify import verify as audit
+
+    verdict = audit(RunDirectory(directory))
+    if as_json:
+        _print_json({"directory": str(directory.absolute()), **asdict(verdict)})
+    else:
+        for finding in verdict.findings:
+            typer.echo(f"{finding.place}: {finding.what}")
+        typer.echo(
+            f"{verdict.num_rounds} rounds, {verdict.num_labels} labels, {verdict.num_stages} stages: "
+            f"{len(verdict.findings) or 'nothing'} wrong"
+        )
+    if verdict.findings:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: genal-ray report runs/first")
 def report(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="run or comparison directory, finished or not")],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from genal_ray.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -53,6 +57,28 @@ def whole_lines(path: Path) -> list[bytes]:
         with path.open("r+b") as file:
             file.truncate(len(complete))
     return complete.split(b"\n")[:-1]
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for this process; it is free again when the process ends, however it does.
+
+    Raises UserError when another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{path.parent} is being worked on by process {file.read().strip() or '?'}: wait for it to end, or end "
+                "it with `genal-ray stop`"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def sync_directory(path: Path) -> None:

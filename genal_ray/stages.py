@@ -1,14 +1,16 @@
 """The stages of a round on disk: a finished stage is read back, never run again.
 
-    rounds/0007/ generate.parquet generate.json   score.parquet score.json   select.json
-                 student.json student/            learn.json policy/         metrics.json COMMITTED
+    rounds/0007/ analyse.json  generate.parquet generate.json  score.parquet score.json  reward.parquet reward.json
+                 annotate.json  observe.json  student.json student/  learn.json policy/  metrics.json COMMITTED
 
-The JSON file of a stage is written last and atomically: where it exists, the stage is complete.
+The JSON file of a stage is written last and atomically: where it exists, the stage is complete. It carries checksums of
+itself and of its table.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import time
@@ -21,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from genal_ray.errors import UserError
 from genal_ray.files import write_atomically, write_json
 from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
@@ -57,10 +60,9 @@ class Round:
         self, name: str, codec: Codec[T], work: Callable[[], Awaitable[tuple[T, Mapping[str, float]]]]
     ) -> StageResult[T]:
         """The result of a stage: read back when it is complete, else `work` is done and kept."""
-        done = self.folder / f"{name}.json"
         table = self.folder / f"{name}.parquet"
-        if done.exists():
-            saved = json.loads(done.read_text(encoding="utf-8"))
+        if self.is_complete(name):
+            saved = self.read(name)
             return StageResult(
                 value=codec.load(saved["value"], table),
                 metrics=saved["metrics"],
@@ -71,7 +73,10 @@ class Round:
         value, metrics = await work()
         kept = codec.save(value, table)
         seconds = time.perf_counter() - started
-        write_json(done, {"value": kept, "metrics": dict(metrics), "seconds": seconds})
+        record = {"value": kept, "metrics": dict(metrics), "seconds": seconds}
+        if table.exists():
+            record["table_sha256"] = _digest(table.read_bytes())
+        write_json(self.folder / f"{name}.json", {**record, "sha256": _digest(_canonical(record))})
         return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
 
     def fresh(self, name: str) -> Path:
@@ -84,9 +89,43 @@ class Round:
         return (self.folder / f"{name}.json").exists()
 
     def load(self, name: str, codec: Codec[T]) -> T:
-        """The value of a stage that is complete."""
-        saved = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        return codec.load(saved["value"], self.folder / f"{name}.parquet")
+        """The value of a stage that is complete. Raises UserError when its files were damaged."""
+        return codec.load(self.read(name)["value"], self.folder / f"{name}.parquet")
+
+    def read(self, name: str) -> dict[str, Any]:
+        """What the JSON file of a complete stage holds. Raises UserError, naming the file, when it or its table was
+        damaged."""
+        file, table = self.folder / f"{name}.json", self.folder / f"{name}.parquet"
+        try:
+            saved: dict[str, Any] = json.loads(file.read_bytes())
+            record = {key: value for key, value in saved.items() if key != "sha256"}
+            intact = _digest(_canonical(record)) == saved["sha256"]
+        except (ValueError, KeyError, AttributeError):
+            intact = False
+        if not intact:
+            raise UserError(f"{file} was damaged: its checksum does not match; restore it from a copy")
+        expected = saved.get("table_sha256")
+        if expected is not None and (not table.exists() or _digest(table.read_bytes()) != expected):
+            raise UserError(f"{table} is missing or was damaged: its checksum does not match; restore it from a copy")
+        return saved
+
+    def forget(self, name: str) -> None:
+        """Remove a stage, so that it is done again."""
+        for suffix in (".json", ".parquet"):
+            (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+STAGES = ("initial", "analyse", "generate", "score", "reward", "annotate", "observe", "student", "learn")
+"""In the order of a round, which leaves some out; with `reward.timing: post` the student comes before the reward."""
+
+
+def _canonical(record: dict[str, Any]) -> bytes:
+    """The same bytes for what is saved and for what is read back of it."""
+    return json.dumps(json.loads(json.dumps(record)), sort_keys=True).encode()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class CandidateCodec:

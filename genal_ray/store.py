@@ -49,6 +49,11 @@ class RunDirectory:
         """Where the live driver can be reached; there only while one runs."""
         return self.path / "driver.json"
 
+    @property
+    def lock_file(self) -> Path:
+        """Held by the driver that is at work here."""
+        return self.path / ".lock"
+
     def check_new(self) -> None:
         """Raise UserError when the directory holds something already, a run or other files."""
         if self.config_file.exists():

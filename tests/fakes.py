@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from genal_ray.acquisition import Acquisition, Batchwise
 from genal_ray.annotation import Annotation
@@ -153,6 +154,7 @@ class FakeStudent:
     ) -> StudentFit:
         self.calls.record("student")
         output_dir.mkdir(parents=True)
+        save_file({"weight": np.zeros(8, np.float32)}, output_dir / "model.safetensors")
         (output_dir / "weights").write_text(str(len(labeled)))
         predictions = () if self.settled is None else tuple(n % (2 + min(version, self.settled)) for n in range(12))
         metrics = {"al/accuracy": len(labeled) / 1000}

@@ -16,6 +16,7 @@ import pytest
 from safetensors import safe_open
 
 from genal_ray.store import RunDirectory
+from genal_ray.verify import verify
 
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
 
@@ -94,6 +95,7 @@ def check_finished(directory: Path) -> None:
     ledger = [json.loads(line) for line in (directory / "labels" / "ledger.jsonl").read_text().splitlines()]
     assert len({row["id"] for row in ledger}) == len(ledger) == 60
     store = RunDirectory(directory)
+    assert verify(store).findings == ()
     for number in store.committed_rounds():
         check_versions(store, number)
     assert list((directory / "tensorboard").glob("events.*"))

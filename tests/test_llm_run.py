@@ -13,6 +13,9 @@ from conftest import make_tiny_lm
 from openai_server import MODEL, serve
 from test_evokd import SimulatedTeacher, number
 
+from genal_ray.store import RunDirectory
+from genal_ray.verify import verify
+
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
 CAP = 2300
 
@@ -88,6 +91,7 @@ def test_a_run_that_reached_its_cap_goes_on_when_it_is_raised(tmp_path: Path) ->
     assert all(row["label"] == ("no", "yes")[number(row["text"]) % 2] for row in rows)
     assert set(server.paid.values()) == {1}, "no call is paid twice"
     assert [len(teacher.of(purpose)) for purpose in ("analysis", "generation", "labeling")] == [2, 2, 6]
+    assert verify(RunDirectory(run)).findings == ()
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["al/num_labels"] for row in metrics] == [4, 13, 22]
     assert all(0 <= row["teach/batch_score"] <= 1 for row in metrics)

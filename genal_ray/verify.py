@@ -1,0 +1,235 @@
+"""Whether a run directory keeps what was promised of it, from its files alone. Reads; changes nothing.
+
+    ledger: every line a label, no instance twice, no more than the budget
+    rounds: numbered without a gap, every stage intact, every label in the ledger, versions that follow from each other
+    the rest: weights that can be read, no call of a chat model paid twice, nothing that would be unpickled
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from safetensors import SafetensorError, safe_open
+
+from genal_ray.config import RunConfig
+from genal_ray.errors import UserError
+from genal_ray.stages import STAGES, Round
+from genal_ray.store import RunDirectory
+from genal_ray.types import RoundReport
+
+PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
+"""Suffixes of files that are unpickled when they are loaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """A promise that is not kept."""
+
+    place: str
+    """File or folder, relative to the run directory."""
+    what: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was looked at, and what is wrong with it."""
+
+    num_rounds: int
+    """Committed ones."""
+    num_labels: int
+    num_stages: int
+    """Whose checksums were compared."""
+    findings: tuple[Finding, ...]
+
+
+def verify(store: RunDirectory) -> Verdict:
+    """Audit a run directory, finished or not. Raises UserError when it is none."""
+    config = store.load_config()
+    return _Audit(store, config).verdict()
+
+
+class _Audit:
+    """Goes through a directory once."""
+
+    def __init__(self, store: RunDirectory, config: RunConfig) -> None:
+        self.store = store
+        self.config = config
+        self.findings: list[Finding] = []
+        self.num_stages = 0
+        self.labels: dict[str, dict[str, Any]] = {}
+        """Rows of the ledger by instance id."""
+
+    def verdict(self) -> Verdict:
+        self._read_ledger()
+        reports = self._reports()
+        chosen = [set(self._round(report, reports)) for report in reports]
+        self._check_unclaimed(chosen)
+        self._check_end(reports)
+        self._check_calls()
+        self._check_metrics(reports)
+        for path in sorted(self.store.path.rglob("*")):
+            if path.suffix in PICKLES:
+                self._complain(path, "would be unpickled by who loads it")
+        return Verdict(
+            num_rounds=len(reports),
+            num_labels=sum(row["label"] is not None for row in self.labels.values()),
+            num_stages=self.num_stages,
+            findings=tuple(self.findings),
+        )
+
+    def _complain(self, path: Path, what: str) -> None:
+        place = path.relative_to(self.store.path) if path.is_relative_to(self.store.path) else path
+        self.findings.append(Finding(place=str(place), what=what))
+
+    def _read_ledger(self) -> None:
+        for number, row in _json_lines(self.store.ledger_file):
+            if row is None or not {"id", "label", "round", "annotator", "text"} <= row.keys():
+                self._complain(self.store.ledger_file, f"line {number} is not a label")
+            elif row["id"] in self.labels:
+                self._complain(self.store.ledger_file, f"line {number}: {row['id']} was asked about twice")
+            else:
+                self.labels[row["id"]] = row
+
+    def _reports(self) -> list[RoundReport]:
+        """Of the committed rounds up to the first that is missing or cannot be read."""
+        folders = self.store.path / "rounds"
+        done = sorted(int(path.parent.name) for path in folders.glob("[0-9]*/COMMITTED"))
+        if done != list(range(len(done))):
+            self._complain(folders, f"committed rounds are {done}, expected 0 to {len(done) - 1}")
+        reports = []
+        for number in range(len(done)):
+            file = folders / f"{number:04d}" / "metrics.json"
+            try:
+                metrics = json.loads(file.read_bytes())
+                reports.append(RoundReport(round=metrics.pop("round"), metrics=metrics))
+            except (OSError, ValueError, KeyError, AttributeError):
+                self._complain(file, "is missing or cannot be read")
+                break
+        return reports
+
+    def _round(self, report: RoundReport, reports: list[RoundReport]) -> list[str]:
+        """Check a committed round; ids that it asked annotators about."""
+        number, folder = report.round, Round(self.store.path / "rounds" / f"{report.round:04d}")
+        stages = {name: saved for name in STAGES if (saved := self._stage(folder, name)) is not None}
+        for name in ("annotate", "student"):
+            if name not in stages and not folder.is_complete(name):
+                self._complain(folder.folder, f"the round is committed without its stage {name}")
+        ids: list[str] = stages.get("annotate", {}).get("ids", [])
+        for id in ids:
+            if id not in self.labels:
+                self._complain(folder.folder / "annotate.json", f"{id} was chosen but is not in the ledger")
+            elif self.labels[id]["round"] != number:
+                told = self.labels[id]["round"]
+                self._complain(folder.folder / "annotate.json", f"{id} was bought in round {told}, chosen in {number}")
+        self._check_versions(report, reports, stages, folder)
+        bought = sum(row["label"] is not None for row in self.labels.values() if row["round"] <= number)
+        if report.metrics.get("al/num_labels") != bought:
+            told = report.metrics.get("al/num_labels")
+            self._complain(folder.folder / "metrics.json", f"al/num_labels is {told}, the ledger has {bought}")
+        if report.round >= len(reports) - self.config.keep_last and "student" in stages:
+            self._check_weights(self.store.path / stages["student"]["path"])
+        return ids
+
+    def _stage(self, folder: Round, name: str) -> dict[str, Any] | None:
+        """The value of a stage, if there is one and it is intact."""
+        if not folder.is_complete(name):
+            return None
+        self.num_stages += 1
+        try:
+            value = folder.read(name)["value"]
+        except UserError as error:
+            self._complain(folder.folder / f"{name}.json", str(error))
+            return None
+        return value if isinstance(value, dict) else {}
+
+    def _check_versions(
+        self, report: RoundReport, reports: list[RoundReport], stages: dict[str, dict[str, Any]], folder: Round
+    ) -> None:
+        number, before = report.round, reports[report.round - 1] if report.round else None
+        policy = before.metrics["version/policy"] if before is not None else 0
+        if "generate" in stages and self.config.generator is not None and self.config.writes:
+            table = folder.folder / "generate.parquet"
+            wrote = set(pq.read_table(table, columns=["policy_version"])["policy_version"].to_pylist())
+            expected = {int(policy or 0)}
+            if not wrote <= expected | ({0} if self.config.observes else set()):
+                self._complain(table, f"was written by policies {sorted(wrote)}, the current one was {expected}")
+        scored = stages.get("score", {}).get("student_version", -1)
+        if scored not in (-1, number - 1):
+            self._complain(folder.folder / "score.json", f"was scored by student {scored}, expected {number - 1}")
+        for stage, metric in (("student", "version/student"), ("learn", "version/policy")):
+            told = stages.get(stage, {}).get("version", number)
+            if told != number:
+                self._complain(folder.folder / f"{stage}.json", f"has version {told}, expected {number}")
+            if stage in stages and report.metrics.get(metric) != number:
+                self._complain(folder.folder / "metrics.json", f"{metric} is {report.metrics.get(metric)}")
+
+    def _check_weights(self, folder: Path) -> None:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            self._complain(folder, "has no weights: resuming and exporting need them")
+        for file in files:
+            try:
+                with safe_open(file, framework="np") as weights:
+                    weights.keys()
+            except (SafetensorError, OSError) as error:
+                self._complain(file, f"cannot be read: {error}")
+
+    def _check_unclaimed(self, chosen: list[set[str]]) -> None:
+        """Labels belong to a committed round, or to the one that a run goes on with."""
+        counts = Counter(id for ids in chosen for id in ids)
+        for id, count in counts.items():
+            if count > 1:
+                self._complain(self.store.path / "rounds", f"{id} was chosen in {count} rounds")
+        for id, row in self.labels.items():
+            if id not in counts and row["round"] != len(chosen):
+                what = f"{id} was bought in round {row['round']}, which did not choose it"
+                self._complain(self.store.ledger_file, what)
+
+    def _check_end(self, reports: list[RoundReport]) -> None:
+        file = self.store.path / "budget.json"
+        if not file.is_file():
+            return
+        total = json.loads(file.read_bytes())["total"]
+        labels = sum(row["label"] is not None for row in self.labels.values())
+        if labels > total:
+            self._complain(self.store.ledger_file, f"{labels} labels were bought, the budget is {total}")
+        outcome = self.store.outcome()
+        if outcome is not None and "is spent" in outcome and labels != total:
+            self._complain(self.store.path / "outcome.json", f"says {outcome!r}, the ledger has {labels} of {total}")
+
+    def _check_calls(self) -> None:
+        file = self.store.path / "llm" / "calls.jsonl"
+        seen: set[str] = set()
+        for number, row in _json_lines(file):
+            key = None if row is None else row.get("request", {}).get("key")
+            if key is None:
+                self._complain(file, f"line {number} is not a call")
+            elif key in seen:
+                self._complain(file, f"line {number}: the call {key[:12]} was paid for twice")
+            else:
+                seen.add(key)
+
+    def _check_metrics(self, reports: list[RoundReport]) -> None:
+        told = [None if row is None else row.get("round") for _, row in _json_lines(self.store.metrics_file)]
+        if told != [report.round for report in reports]:
+            what = f"tells of the rounds {told}, {len(reports)} are committed; `genal-ray resume` mends it"
+            self._complain(self.store.metrics_file, what)
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Line numbers and objects, None for what is none; a last line without its end is being written, or was cut off."""
+    if not path.is_file():
+        return
+    data = path.read_bytes()
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        yield number, row if isinstance(row, dict) else None
