@@ -72,8 +72,8 @@ class Document:
 
 def read_document(text: str, where: str) -> Document:
     """The mapping that a YAML text holds. Raises UserError with the line where it is not YAML or not a mapping."""
-    loader = _Loader(text)
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         values = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
@@ -81,8 +81,6 @@ def read_document(text: str, where: str) -> Document:
         raise UserError(f"{where}{line}: this is not YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise UserError(f"{where}: this is not YAML: {error}") from error
-    finally:
-        loader.dispose()
     if not isinstance(values, dict):
         found = "nothing" if values is None else f"a {type(values).__name__}"
         raise UserError(f"{where}: expected sections such as 'task:' and 'data:', found {found}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -23,7 +24,10 @@ from genal_ray.files import append_line, write_json, write_text
 from genal_ray.stages import Round
 from genal_ray.types import RoundReport
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Of the files of a run directory and the options of its configuration: one more whenever either changes."""
+
+_HEADER = re.compile(r"# schema (?P<schema>\d+), fingerprint (?P<fingerprint>[0-9a-f]{16})")
 
 
 class RunDirectory:
@@ -72,12 +76,23 @@ class RunDirectory:
         write_text(self.config_file, header + config.to_yaml())
 
     def load_config(self) -> RunConfig:
-        """The configuration of the run. Raises UserError when there is none or it was edited by hand."""
+        """The configuration of the run. Raises UserError when there is none, it was edited by hand, or another version
+        of GenAL-Ray wrote it."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
         text = self.config_file.read_text(encoding="utf-8")
-        config = parse_config(yaml.safe_load(text), str(self.config_file))
-        if f"fingerprint {config.fingerprint()}" not in text.partition("\n")[0]:
+        header = _HEADER.match(text)
+        if header is not None and int(header["schema"]) != SCHEMA_VERSION:
+            raise UserError(
+                f"{self.path} was begun by another version of GenAL-Ray (schema {header['schema']}, this one has "
+                f"{SCHEMA_VERSION}): go on with that version, or begin a new run"
+            )
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise UserError(f"{self.config_file} is not YAML: restore it from a copy ({error})") from error
+        config = parse_config(values, str(self.config_file))
+        if header is None or header["fingerprint"] != config.fingerprint():
             raise UserError(
                 f"{self.config_file} was changed after the run began: its rounds no longer belong to it. "
                 "Undo the change, or begin a new run with `genal-ray run`"

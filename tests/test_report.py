@@ -145,7 +145,7 @@ def test_facts_of_the_header(begun: RunDirectory) -> None:
         "nothing <i>left</i> to label",
         "30 labels: 4 at first, 5 a round",
         "linear, agreement with the true labels: 95.3 %",
-        f"schema 1, fingerprint {make_config().fingerprint()}",
+        f"schema 2, fingerprint {make_config().fingerprint()}",
     ):
         assert expected in page.text
 

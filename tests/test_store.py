@@ -11,7 +11,7 @@ from fakes import make_config
 from genal_ray.errors import UserError
 from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
-from genal_ray.store import RunDirectory
+from genal_ray.store import SCHEMA_VERSION, RunDirectory
 from genal_ray.types import Instance, LabeledInstance, RoundReport
 
 NAMES = ("no", "yes")
@@ -77,3 +77,22 @@ def test_non_finite_metrics_become_null(tmp_path: Path) -> None:
     store.create(make_config())
     store.commit(RoundReport(round=0, metrics={"rl/kl": float("nan"), "al/accuracy": 0.5}))
     assert json.loads(store.metrics_file.read_text()) == {"round": 0, "rl/kl": None, "al/accuracy": 0.5}
+
+
+def test_a_directory_of_another_version_says_so(tmp_path: Path) -> None:
+    store = RunDirectory(tmp_path / "run")
+    store.create(make_config())
+    text = store.config_file.read_text()
+    older = text.replace(f"# schema {SCHEMA_VERSION},", "# schema 1,").replace("seed: 0", "sead: 0")
+    store.config_file.write_text(older)
+    with pytest.raises(UserError, match=rf"another version of GenAL-Ray \(schema 1, this one has {SCHEMA_VERSION}\)"):
+        store.load_config()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "# schema x\nname: a", "\x00"])
+def test_a_configuration_that_was_damaged_is_named(tmp_path: Path, text: str) -> None:
+    store = RunDirectory(tmp_path / "run")
+    store.create(make_config())
+    store.config_file.write_text(text)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        store.load_config()
