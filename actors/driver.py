@@ -164,6 +164,7 @@ class Driver:
             folder=build_task(self._config.task).folder,
             seed=self._config.seed,
             llm=llm,
+            begun=len(ledger) > 0,
         )
         labelers: dict[Origin, tuple[str, Labeler]] = {}
         for origin in ("real", "synthetic"):

@@ -113,8 +113,8 @@ def split(name: str, data: Path, folder: Path, args: argparse.Namespace) -> Path
 
 def read(path: Path) -> list[dict[str, Any]]:
     data = path.read_bytes()
-    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
 
 
 def write_config(name: str, folder: Path, shots: int, args: argparse.Namespace) -> Path:

@@ -64,7 +64,7 @@ class HiddenText:
 
 def read_hidden(path: Path) -> list[HiddenText]:
     """Rows of text and label, or of tokens and ner_tags."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     if "tokens" not in rows[0]:
         return [HiddenText(text=" ".join(row["text"].split()), label=row["label"]) for row in rows]
     space = EntityLabels(tuple(sorted({tag[2:] for row in rows for tag in row["ner_tags"] if tag != OUTSIDE})))
@@ -113,7 +113,7 @@ class Teacher:
         for entity in known.label:
             if rng.random() >= self.error_rate:
                 told.append(entity)
-            elif rng.random() < 0.5:
+            elif len(self._names) > 1 and rng.random() < 0.5:
                 told.append({**entity, "type": self._other(entity["type"], rng)})
         return told
 

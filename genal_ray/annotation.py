@@ -83,10 +83,18 @@ class Annotation:
                 done += len(chunk)
                 progress(done, len(instances))
         figures = {} if self._llm is None or before is None else self._llm.usage.since(before)
-        for _, labeler in self._labelers.values():
-            figures |= labeler.audit() if isinstance(labeler, Audited) else {}
-        return figures
+        audits = [labeler.audit() for _, labeler in self._labelers.values() if isinstance(labeler, Audited)]
+        return figures | _joined(audits)
 
     def bought(self, ids: Sequence[str]) -> list[LabeledInstance]:
         """Labels of the ledger, in the order of `ids`; those without one are left out."""
         return self._ledger.of(ids)
+
+
+def _joined(audits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Counts are added up, shares averaged."""
+    joined: dict[str, float] = {}
+    for name in {name: None for audit in audits for name in audit}:
+        values = [audit[name] for audit in audits if name in audit]
+        joined[name] = sum(values) if name.startswith("label/num_") else sum(values) / len(values)
+    return joined

@@ -71,8 +71,8 @@ def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[
     chosen = permutation(len(corpus.pool), seed=seed, purpose="annotator")[:rows]
     instances = [corpus.pool[i] for i in chosen]
     labels = [corpus.hidden_labels[instance.id] for instance in instances]
-    if len(set(labels)) < 2:
-        raise UserError(f"{rows} training rows have one and the same label: raise --rows")
+    if len({kind for label in labels for kind in corpus.labels.kinds(label)}) < (1 if corpus.labels.tags_words else 2):
+        raise UserError(f"{rows} training rows have too few labels to learn from: raise --rows")
     return [instance.student_input for instance in instances], labels
 
 

@@ -45,8 +45,8 @@ def commit(
     metrics |= _llm_usage(stages.values())
     metrics |= extra or {}
     metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
-    if run.config.llm is not None:
-        metrics |= _llm_totals(reports, metrics)
+    if run.parts.llm is not None:
+        metrics |= _llm_totals(reports, metrics, run.parts.llm.spent.tokens)
     if run.config.observes:
         metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
     report = RoundReport(round=number, metrics=metrics)
@@ -60,12 +60,11 @@ def commit(
             run.observer.note(sentence)
 
 
-def _llm_totals(before: Sequence[RoundReport], metrics: Mapping[str, float]) -> dict[str, float]:
-    """`llm/total_tokens` of the run so far, and of them `llm/tokens_per_point` of accuracy (entity F1) gained since
-    round 0, left out while nothing is gained."""
-    total = metrics.get("llm/num_tokens", 0.0) + (before[-1].metrics.get("llm/total_tokens", 0.0) if before else 0.0)
+def _llm_totals(before: Sequence[RoundReport], metrics: Mapping[str, float], total: float) -> dict[str, float]:
+    """`llm/total_tokens` of the run so far, calls of a round that was cut off included, and of them
+    `llm/tokens_per_point` of accuracy (entity F1) gained since round 0, left out while nothing is gained."""
     gain = 100 * (quality(metrics) - quality(before[0].metrics)) if before else 0.0
-    return {"llm/total_tokens": total, **({"llm/tokens_per_point": total / gain} if gain > 0 else {})}
+    return {"llm/total_tokens": float(total), **({"llm/tokens_per_point": total / gain} if gain > 0 else {})}
 
 
 def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:

@@ -185,11 +185,13 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _parts_fit_the_task(self) -> RunConfig:
         wanted = "words" if build_task(self.task).tags_words else "classes"
-        functions: list[tuple[tuple[str, ...], Acquisition]] = [(("acquisition",), self.selector)]
+        own = self.selector is not self.acquisition
+        place = ("strategy",) if own else ("acquisition",)
+        functions: list[tuple[tuple[str, ...], Acquisition]] = [(place, self.selector)]
         if self.learns:
             functions.append((("reward", "acquisition"), self.reward_function))
         for path, function in functions:
-            if function.reads not in (wanted, "any"):
+            if function.understands not in (wanted, "any"):
                 others = [name for name in registry.names("genal_ray.acquisition") if _reads(name) in (wanted, "any")]
                 what = "one label for each text" if wanted == "words" else "a tag for each word"
                 message = (

@@ -97,18 +97,20 @@ class Located:
     """Shares words with one that was named before, or is one of the same words with another type."""
 
 
-def locate(words: Sequence[str], named: Iterable[tuple[str, int]]) -> Located:
+def locate(words: Sequence[str], named: Iterable[tuple[str, int]], *, any_case: bool = True) -> Located:
     """Where a text of these words holds entities given by their wording and type.
 
-    Each takes the first occurrence that is free, as written or else in other capitals, whatever its spaces: one that
-    is named twice stands there twice. Those that cannot be placed are counted.
+    Each takes the first occurrence that is free, as written or else (`any_case`) in other capitals, whatever its
+    spaces: one that is named twice stands there twice. Those that cannot be placed are counted.
     """
     found = Located()
     taken = [False] * len(words)
     texts = [_Joined(words), _Joined([word.casefold() for word in words])]
     for wording, type in named:
         plain = "".join(wording.split())
-        places = texts[0].occurrences(plain) or texts[1].occurrences(plain.casefold())
+        places = texts[0].occurrences(plain)
+        if not places and any_case:
+            places = texts[1].occurrences(plain.casefold())
         free = next(((start, end) for start, end in places if not any(taken[start:end])), None)
         if free is not None:
             found.spans.append(Span(*free, type))

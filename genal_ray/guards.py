@@ -17,7 +17,7 @@ from genal_ray.near_duplicates import ShingledTexts
 from genal_ray.pools import Pools
 from genal_ray.tasks import Task
 from genal_ray.text import normalized
-from genal_ray.types import Candidate, Completion, Fate, Instance, Label, LabeledInstance, Repeat
+from genal_ray.types import Candidate, Completion, Fate, Instance, LabeledInstance, Repeat
 
 NEWEST_LABELS = 50
 FEWEST_LABELS = 20
@@ -27,11 +27,25 @@ _DROPPED = {Repeat.COPY: Fate.COPIED, Repeat.DUPLICATE: Fate.DUPLICATE, Repeat.N
 
 
 def judge(
-    completions: Sequence[Completion], task: Task, pools: Pools, *, round: int, guards: GuardsConfig | None = None
+    completions: Sequence[Completion],
+    task: Task,
+    pools: Pools,
+    *,
+    round: int,
+    guards: GuardsConfig | None = None,
+    with_labels: bool = False,
 ) -> list[Candidate]:
-    """A candidate per completion, in order; kept ones carry the instance `s-<round>-<position>`."""
+    """A candidate per completion, in order; kept ones carry the instance `s-<round>-<position>`.
+
+    `with_labels`: completions were to come with their labels, and are of no use without, since nobody else is asked.
+    """
     guards = guards or GuardsConfig()
     parsed = [_parse(c, task, id=f"s-{round:04d}-{n:06d}", round=round) for n, c in enumerate(completions)]
+    if with_labels:
+        parsed = [
+            Fate.UNLABELED if isinstance(made, Instance) and completion.label is None else made
+            for completion, made in zip(completions, parsed, strict=True)
+        ]
     texts = [normalized(p.student_input) for p in parsed if isinstance(p, Instance)]
     repeats = _Repeats(pools, texts, guards)
     candidates = []
@@ -155,22 +169,19 @@ def distinct(texts: Sequence[Sequence[str]], n: int) -> float | None:
 def label_metrics(labeled: Sequence[LabeledInstance], labels: LabelSpace) -> dict[str, float]:
     """`al/label_entropy` of the labeled set, oldest label first, and `al/synthetic_label_entropy` of its newest 50
     synthetic instances, left out below 20: 1 when all classes, or entity types, are equally frequent, 0 when there is
-    only one."""
+    only one. Neither where there is nothing to choose between."""
     newest = [item.label for item in labeled if item.instance.origin == "synthetic"][-NEWEST_LABELS:]
-    metrics = {"al/label_entropy": _label_entropy([item.label for item in labeled], labels)}
+    groups = {"al/label_entropy": [item.label for item in labeled]}
     if len(newest) >= FEWEST_LABELS:
-        metrics["al/synthetic_label_entropy"] = _label_entropy(newest, labels)
-    return metrics
-
-
-def _label_entropy(given: Sequence[Label], labels: LabelSpace) -> float:
-    return normalized_entropy([kind for label in given for kind in labels.kinds(label)], len(labels.names))
+        groups["al/synthetic_label_entropy"] = newest
+    kinds = {name: [kind for label in given for kind in labels.kinds(label)] for name, given in groups.items()}
+    if len(labels.names) < 2:
+        return {}
+    return {name: normalized_entropy(found, len(labels.names)) for name, found in kinds.items() if found}
 
 
 def normalized_entropy(labels: Sequence[int], num_labels: int) -> float:
-    """Entropy of the labels' frequencies, over that of `num_labels` equally frequent ones; 0 for nothing to choose."""
-    if not labels or num_labels < 2:
-        return 0.0
+    """Entropy of the frequencies of at least one label, over that of `num_labels` equally frequent ones."""
     counts = np.bincount(labels)
     shares = counts[counts > 0] / len(labels)
     return float(max(-(shares * np.log(shares)).sum() / np.log(num_labels), 0.0))

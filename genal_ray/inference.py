@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -33,6 +33,7 @@ class StudentModel:
 
     auto_class: ClassVar[Any] = AutoModelForSequenceClassification
     kind: ClassVar[str] = "sequence classifier"
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class StudentModel:
         """
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(
+                path, revision=revision, trust_remote_code=trust_remote_code, **cls.tokenizer_options
+            )
             model = cls.auto_class.from_pretrained(
                 path, revision=revision, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
             )

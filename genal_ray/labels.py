@@ -180,7 +180,7 @@ class EntityLabels(LabelSpace):
         names, num_words = self.outputs, len(words_of(text))
         if not isinstance(value, list) or len(value) != num_words:
             raise ValueError(f"expected a list of {num_words} tags, one for each word, found {value!r:.80}")
-        return tuple(names.index(tag) for tag in value)
+        return tags_of(spans_of([names.index(tag) for tag in value]), num_words)  # IOB1 has no B- after an O
 
     def predict(self, probs: FloatArray) -> Prediction:
         """The likeliest tag of each word; the confidence is their probabilities' geometric mean."""
@@ -228,20 +228,23 @@ class EntityLabels(LabelSpace):
         )
 
     def carried(self, label: Label, text: str, rephrased: str) -> Label | None:
-        heard = self.heard(self.told(label, text), rephrased)
-        return None if heard.num_missing or heard.num_overlapping else heard.label
+        words, told = words_of(text), spans_of(_tags(label))
+        wordings = [(" ".join(words[span.start : span.end]), span.type) for span in told]
+        found = locate(words_of(rephrased), wordings, any_case=False)
+        return tags_of(found.spans, len(words_of(rephrased))) if len(found.spans) == len(told) else None
 
     def vote(self, answers: Sequence[Label | None], num_samples: int, min_agreement: float) -> Vote:
         """The entities that more than half of the samples name, `min_agreement` of them at least. There is no label
-        when another one is named by more than 1 - `min_agreement` of them, or when answers are missing."""
+        when fewer are known not to name another one; an answer that is missing is on neither side."""
         read = [_tags(answer) for answer in answers if answer is not None]
         needed = max(min_agreement * num_samples, num_samples / 2)
         if not read or len(read) < needed:
             return Vote(label=None, agreement=0.0)
         votes = Counter(span for tags in read for span in spans_of(tags))
         kept = [span for span, number in votes.items() if number >= needed and 2 * number > num_samples]
-        disputed = any(num_samples - number < needed for span, number in votes.items() if span not in kept)
-        agreement = float(np.mean([number / num_samples for number in votes.values()])) if votes else 1.0
+        disputed = any(len(read) - number < needed for span, number in votes.items() if span not in kept)
+        shares = [number / num_samples for number in votes.values()] or [len(read) / num_samples]
+        agreement = float(np.mean(shares))
         return Vote(label=None if disputed else tags_of(kept, len(read[0])), agreement=agreement)
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from genal_ray.seeds import derive_seed
 from genal_ray.stages import CandidateCodec, Round, StageResult
 from genal_ray.strategies import TeacherStrategy
 from genal_ray.teaching import Draft, Lesson, Observation
-from genal_ray.types import Candidate, Completion, Fate, Instance, Label, LabeledInstance, Prediction, StudentFit
+from genal_ray.types import Candidate, Completion, Instance, Label, LabeledInstance, Prediction, StudentFit
 
 if TYPE_CHECKING:
     from genal_ray.loop import Run
@@ -74,9 +73,14 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
         before = llm.usage
         drafts = await strategy.write(lesson, analysis, teacher)
         completions = [_completion(draft, run, number, i) for i, draft in enumerate(drafts)]
-        candidates = judge(completions, run.parts.task, run.pools, round=number, guards=run.config.guards)
-        if strategy.labels_itself:
-            candidates = [_with_label(candidate) for candidate in candidates]
+        candidates = judge(
+            completions,
+            run.parts.task,
+            run.pools,
+            round=number,
+            guards=run.config.guards,
+            with_labels=strategy.labels_itself,
+        )
         figures = fate_metrics(candidates) | collapse_metrics(candidates, run.parts.task)
         figures["gen/num_rejected_entities"] = sum(draft.num_rejected for draft in drafts)
         figures |= {f"gen/num_{tag}": sum(d.tag == tag for d in drafts) for tag in {d.tag for d in drafts} - {""}}
@@ -124,13 +128,6 @@ async def observe(
     return await run.stage(folder, "observe", ObservationCodec(), work)
 
 
-def _with_label(candidate: Candidate) -> Candidate:
-    """A text that was to come with its label is of no use without it: nobody else is asked."""
-    if candidate.instance is None or candidate.completion.label is not None:
-        return candidate
-    return replace(candidate, fate=Fate.UNLABELED, instance=None)
-
-
 def given_labels(candidates: Sequence[Candidate]) -> dict[str, Label]:
     """Instance id -> the label that came with its text."""
     return {
@@ -144,8 +141,9 @@ def _lesson(run: Run, number: int) -> Lesson:
     labeled = {item.instance.id: item for item in run.pools.labeled}
     earlier = [run.store.round(n) for n in range(1, number)]
     analyses = [r.load("analyse", AnalysisCodec()) for r in earlier if r.is_complete("analyse")]
-    before = run.store.round(number - 1)
-    seen = before.load("observe", ObservationCodec()) if before.is_complete("observe") else {}
+    observed = (r.load("observe", ObservationCodec()) for r in [*reversed(earlier), run.store.round(0)]
+        if r.is_complete("observe"))
+    seen: dict[str, Prediction] = next(filter(None, observed), {})  # a round may have bought no label
     return Lesson(
         round=number,
         budget=min(run.budget.per_round, run.budget.total - run.pools.num_labels),

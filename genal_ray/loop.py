@@ -311,7 +311,7 @@ async def _annotate(
     instances, annotation = run.pools.find(ids), run.parts.annotation
     usage = await annotation.buy(instances, round=number, progress=progress, given=given)
     bought = annotation.bought(ids)
-    if ids and not bought and _is_stuck(run):
+    if ids and not bought and (number == 0 or _is_stuck(run)):
         raise RunError(
             f"round {number}: none of the {len(ids)} chosen texts was given a label; earlier labels are kept. "
             "Look at labels/ledger.jsonl, and at the annotator's min_agreement and abstain"

@@ -37,7 +37,7 @@ class Pretrained:
         names = labels.outputs
         options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, **options, **kind.tokenizer_options)
             model, report = kind.auto_class.from_pretrained(
                 source,
                 dtype=torch.float32,

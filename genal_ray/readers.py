@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -166,10 +167,11 @@ def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """
     start, tokens, tags = 0, list[str](), list[str]()
     for number, line in _lines(path):
-        fields = line.strip("\r\n").split("\t") if "\t" in line else line.split()
-        if fields and len(fields) < 2:
+        line = line.strip(" \t\r\n")
+        fields = line.split("\t") if "\t" in line else re.split(" +", line)
+        if line and fields[0] != "-DOCSTART-" and len(fields) < 2:
             raise UserError(f"{path}, line {number}: expected a token and its tag, found {_excerpt(line)}")
-        if not any(field.strip() for field in fields) or fields[0] == "-DOCSTART-":
+        if not line or fields[0] == "-DOCSTART-":
             if tokens:
                 yield start, {CONLL_TOKENS: tokens, CONLL_TAGS: tags}
             tokens, tags = [], []
@@ -221,9 +223,9 @@ def _read_parquet(path: Path) -> Table:
 
     try:
         file = pq.ParquetFile(io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path)
-    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
+        class_names = _class_names(file.schema_arrow.metadata)
+    except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError, LookupError) as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from error
-    class_names = _class_names(file.schema_arrow.metadata)
     return Table(place=str(path), unit="row", rows=_parquet_rows(file, path), class_names=class_names)
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +15,7 @@ from transformers import AutoModelForTokenClassification
 
 from genal_ray.acquisition import Features, WordUncertainty
 from genal_ray.batching import length_sorted_batches, tokenize_words
-from genal_ray.entities import BEGIN, words_of
+from genal_ray.entities import BEGIN, OUTSIDE, words_of
 from genal_ray.inference import HiddenStates, StudentModel
 from genal_ray.labels import EntityLabels, LabelSpace
 from genal_ray.types import FloatArray, Text
@@ -26,10 +26,12 @@ class TaggerModel(StudentModel):
 
     auto_class: ClassVar[Any] = AutoModelForTokenClassification
     kind: ClassVar[str] = "token classifier"
+    tokenizer_options: ClassVar[Mapping[str, Any]] = {"add_prefix_space": True}
+    """Byte-level tokenizers would take a word for the continuation of the one before it."""
 
     @property
     def labels(self) -> LabelSpace:
-        """Entity types, in the order of the outputs O, B-a, I-a, B-b, ..."""
+        """Entity types of a tagger that was trained here: its outputs are O, B-a, I-a, B-b, ..."""
         return EntityLabels(tuple(name.removeprefix(BEGIN) for name in self.label_names[1::2]))
 
     def probabilities(self, texts: Sequence[Text]) -> list[FloatArray]:
@@ -49,7 +51,8 @@ class TaggerModel(StudentModel):
     def _run(self, texts: Sequence[Text]) -> tuple[list[FloatArray], FloatArray]:
         words = [words_of(text) for text in texts if isinstance(text, str)]
         tokens = tokenize_words(self.tokenizer, words, self.max_length)
-        probs = [_outside(len(text), self.model.config.num_labels) for text in words]
+        outside = np.eye(len(self.label_names), dtype=np.float32)[self.label_names.index(OUTSIDE)]
+        probs = [np.tile(outside, (len(text), 1)) for text in words]
         encodings = np.zeros((len(words), self.model.config.hidden_size), dtype=np.float32)
         with HiddenStates(self.model) as hidden:
             for rows in length_sorted_batches(tokens.lengths, self.max_batch_tokens):
@@ -60,12 +63,6 @@ class TaggerModel(StudentModel):
                     first = tokens.first_tokens[row]
                     probs[row][first >= 0] = of_tokens[first[first >= 0]]
         return probs, encodings
-
-
-def _outside(num_words: int, num_tags: int) -> FloatArray:
-    certain = np.zeros((num_words, num_tags), dtype=np.float32)
-    certain[:, 0] = 1
-    return certain
 
 
 def student_class(*, tags_words: bool) -> type[StudentModel]:

@@ -379,7 +379,7 @@ def test_outputs_of_a_comparison_that_has_not_begun(tmp_path: Path) -> None:
 
 def test_taggers_are_compared_by_entity_f1_and_teachers_by_their_tokens(tmp_path: Path) -> None:
     points = [
-        replace(point, entity_f1=point.accuracy / 2, llm_tokens=1000 * i)
+        replace(point, entity_f1=point.accuracy / 2, llm_tokens=1500 * i)
         for seed in (0, 1)
         for i, point in enumerate(curve("evokd", seed, [0.4, 0.5, 0.6]))
     ]

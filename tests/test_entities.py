@@ -179,5 +179,14 @@ def test_entities_are_voted_on_one_by_one() -> None:
     assert labels.vote(answers, 3, 1.0).label is None, "two of three name a place: that is in dispute"
     assert labels.vote([answers[0]] * 3, 3, 1.0).label == answers[0]
     assert labels.vote(answers[:1], 3, 0.5).label is None, "two of three replies could not be read"
+    assert labels.vote([answers[0], tags_of([anna], 4)], 3, 0.5).label is None, "one reply is lost"
+    assert labels.vote([answers[0]] * 2, 3, 0.5).label == answers[0], "two of three are enough"
+    assert labels.vote([tags_of([], 4)] * 2, 4, 0.5).agreement == 0.5
     assert labels.vote([tags_of([], 4)], 1, 0.5).label == (0, 0, 0, 0)
     assert labels.vote([answers[0], answers[2]], 2, 0.5).label == tags_of([anna], 4)
+
+
+def test_a_label_is_carried_to_other_words_as_written_only() -> None:
+    labels = EntityLabels(TYPES)
+    assert labels.carried((3, 0, 0), "US is big", "big is the US") == (0, 0, 0, 3)
+    assert labels.carried((3, 0, 0), "US is big", "most of us know it is big") is None

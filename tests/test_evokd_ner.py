@@ -20,13 +20,16 @@ from genal_ray.annotators.hidden import HiddenLabeler
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError, UserError
+from genal_ray.guards import judge
 from genal_ray.labels import EntityLabels
 from genal_ray.ledger import Ledger
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
+from genal_ray.pools import Pools
 from genal_ray.seeds import derive_seed
-from genal_ray.types import Instance, LabeledInstance
+from genal_ray.tasks.ner import Ner
+from genal_ray.types import Completion, Fate, Instance, LabeledInstance
 
 SPACE = EntityLabels(("location", "person"))
 ANALYSIS = "the student overlooks octopuses"
@@ -170,6 +173,19 @@ def test_rephrased_texts_keep_their_entities(tmp_path: Path, monkeypatch: pytest
 def test_rephrased_texts_without_their_entities_are_of_no_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RunError, match="unlabeled 4"):
         run_to_end(tmp_path, Teacher(forgets=True), monkeypatch, {"name": "auggpt"})
+
+
+def test_a_text_without_its_label_does_not_shadow_the_same_text_with_one() -> None:
+    def completion(label: tuple[int, ...] | None) -> Completion:
+        return Completion(
+            prompt_id="t", text="Bo of Oslo", prompt_token_ids=(), token_ids=(), logprobs=(), finish_reason="stop",
+            policy_version=0, label=label,
+        )  # fmt: skip
+
+    pools = Pools(corpus().pool)
+    completions = [completion(None), completion((3, 0, 1)), completion((3, 0, 1))]
+    candidates = judge(completions, Ner(domain="tweets"), pools, round=1, with_labels=True)
+    assert [c.fate for c in candidates] == [Fate.UNLABELED, Fate.KEPT, Fate.DUPLICATE]
 
 
 @pytest.mark.parametrize("samples", [1, 3])

@@ -18,14 +18,14 @@ from genal_ray.acquisition.token_entropy import TokenEntropy
 from genal_ray.batching import tokenize_words
 from genal_ray.config import RunConfig, StudentConfig, load_config, parse_config
 from genal_ray.corpus import load_corpus
-from genal_ray.entities import spans_of
+from genal_ray.entities import spans_of, tags_of
 from genal_ray.errors import UserError
 from genal_ray.labels import EntityLabels
 from genal_ray.ledger import Ledger
 from genal_ray.pretrained import Pretrained
 from genal_ray.student import evaluate, fit, save
 from genal_ray.tagger import TaggerModel
-from genal_ray.targets import IGNORED, TagTargets
+from genal_ray.targets import TagTargets
 from genal_ray.types import Instance, LabeledInstance
 
 SPACE = EntityLabels(("blame", "praise"))
@@ -55,20 +55,47 @@ def test_a_tagger_learns_is_saved_and_comes_back(encoder: Path, tmp_path: Path) 
     assert evaluate(again, texts, labels) == pytest.approx(metrics, abs=1e-6)
 
 
-def test_two_shares_of_a_batch_have_the_gradient_of_the_whole(encoder: Path) -> None:
-    """The loss is a mean over the words of the whole batch, however it is split."""
+def test_the_loss_is_a_mean_over_words(encoder: Path) -> None:
+    """Against the cross-entropy of each word's first token, one text at a time."""
     base = Pretrained.load(student_config(encoder), SPACE, CPU)
+    model = base.reset(0).eval()
     texts, labels = tagged(6, seed=2)
     tokens = tokenize_words(base.tokenizer, [text.split(" ") for text in texts], 48)
-    targets, rows = TagTargets(tokens, labels, CPU), np.arange(6)
-    assert targets.count(rows) == sum(len(tags) for tags in labels)
+    targets, rows = TagTargets(tokens, labels, CPU), np.array([4, 0, 3])
+    with torch.inference_mode():
+        loss = float(targets.loss(model(**tokens.batch(rows, CPU)).logits, rows))
+        expected = 0.0
+        for row in rows:
+            probs = TaggerModel(model, base.tokenizer).probabilities([texts[row]])[0]
+            expected -= sum(math.log(p[tag]) for p, tag in zip(probs, labels[row], strict=True))
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert targets.count(rows) == sum(len(labels[row]) for row in rows)
 
-    def loss(mine: np.ndarray) -> torch.Tensor:
-        logits = base.model(**tokens.batch(mine, CPU)).logits
-        return targets.loss(logits.detach(), mine) / targets.count(rows)
 
-    halves = loss(rows[:2]) + loss(rows[2:])
-    assert float(halves) == pytest.approx(float(loss(rows)), rel=1e-5)
+def test_byte_level_tokenizers_see_words_as_in_a_text(tmp_path: Path) -> None:
+    """Without a space before it a word would be taken for the continuation of the one before."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaConfig, RobertaModel, RobertaTokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    corpus = ["they live in Bad Homburg and in Rome"] * 8
+    trained.train_from_iterator(corpus, vocab_size=400, special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
+    trained.save_model(str(tmp_path))
+    RobertaTokenizerFast.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    size = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    RobertaModel(RobertaConfig(vocab_size=400, **size)).save_pretrained(tmp_path)
+    base = Pretrained.load(student_config(tmp_path), SPACE, CPU)
+    text = "they live in Bad Homburg"
+    (ids,) = tokenize_words(base.tokenizer, [text.split(" ")], 48).input_ids
+    assert ids.tolist() == base.tokenizer(text)["input_ids"]
+
+
+def test_a_foreign_order_of_outputs_is_understood(encoder: Path) -> None:
+    base = Pretrained.load(student_config(encoder), SPACE, CPU)
+    model = base.reset(0).eval()
+    model.config.id2label = dict(enumerate(["B-blame", "B-praise", "I-blame", "I-praise", "O"]))
+    (probs,) = TaggerModel(model, base.tokenizer, max_length=4).probabilities(["great great great great"])
+    assert probs[-1].tolist() == [0, 0, 0, 0, 1]
 
 
 def test_every_word_is_judged_by_its_first_token(encoder: Path) -> None:
@@ -101,7 +128,6 @@ def test_words_beyond_the_longest_text_are_outside(encoder: Path) -> None:
     assert (probs[:4].max(axis=1) < 1).all()
     tokens = tokenize_words(base.tokenizer, [["great"] * 9], 6)
     assert TagTargets(tokens, [(1,) * 9], CPU).count(np.arange(1)) == 4
-    assert torch.nn.CrossEntropyLoss().ignore_index == IGNORED
 
 
 def test_token_functions_are_their_definitions() -> None:
@@ -127,7 +153,7 @@ def test_token_functions_are_their_definitions() -> None:
     np.testing.assert_array_equal(both.words.max_entropy, words.max_entropy[[3, 1, 0]])
 
 
-CONLL = """-DOCSTART- -X- -X- O
+CONLL = """-DOCSTART-
 
 Anna NNP B-NP B-PER
 lives VBZ B-VP O
@@ -193,7 +219,10 @@ def test_other_schemes_are_read(tmp_path: Path, tags: list[str], read: list[tupl
     write(tmp_path / "train.jsonl", [{"tokens": ["a", "b", "c"], "ner_tags": tags}, *ROWS])
     write(tmp_path / "test.jsonl", ROWS[:1])
     corpus = load_corpus(config(tmp_path))
-    found = spans_of(corpus.hidden_labels["r-000000"])  # type: ignore[arg-type]
+    label = corpus.hidden_labels["r-000000"]
+    assert isinstance(label, tuple)
+    found = spans_of(label)
+    assert tags_of(found, 3) == label, "one and the same tags for the same entities, whatever the scheme"
     assert [(corpus.label_names[s.type], s.start, s.end) for s in found] == read
 
 
@@ -245,6 +274,7 @@ def test_rows_that_are_wrong_are_named(tmp_path: Path, row: dict[str, Any], comp
         ("Anna B-PER\nlives\n", "line 2: expected a token and its tag, found lives"),
         ("Anna B-PER\nlives VERB\n", "line 1: the tag 'VERB'"),
         ("\n\n", "holds no rows"),
+        ("10\u00a0km O\n", "has the word '10\\xa0km'"),
         ("Anna O\n", "no word has an entity's tag"),
     ],
 )
@@ -281,6 +311,13 @@ def test_functions_of_classes_are_refused(setting: str, complaint: str) -> None:
 def test_functions_of_words_are_refused_for_classes() -> None:
     with pytest.raises(UserError, match=r"mnlp reads a tag for each word, which task\.kind single_text does not have"):
         load_config("sst2-cpu", ["data.source=/d", "generator=null", "annotators.synthetic=null", "acquisition=mnlp"])
+
+
+def test_functions_within_a_strategy_are_looked_at() -> None:
+    settings = ["strategy={name: asal, uncertainty: mnlp}", "learner.name=none"]
+    with pytest.raises(UserError, match="strategy: nearest_real reads a tag for each word"):
+        load_config("demo", settings)
+    assert load_config("demo", [*settings, "task.kind=ner"]).strategy.name == "asal"
 
 
 def test_prompts_of_one_label_are_refused() -> None:

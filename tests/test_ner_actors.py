@@ -17,7 +17,9 @@ from genal_ray.acquisition import Acquisition
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.labels import EntityLabels
 from genal_ray.registry import build
+from genal_ray.seeds import derive_seed
 from genal_ray.student import evaluate
+from genal_ray.student import fit as train
 from genal_ray.tagger import TaggerModel
 from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit
 
@@ -55,7 +57,7 @@ def run_config(folder: Path) -> RunConfig:
     )
 
 
-def test_a_tagger_is_trained_evaluated_and_scores(ray_session: None, tmp_path: Path) -> None:
+def test_a_tagger_is_trained_by_two_workers_as_by_one_evaluated_and_scores(ray_session: None, tmp_path: Path) -> None:
     config, held_out, stop_set = run_config(tmp_path), items(41, 1), [item.instance.text for item in items(7, 2)]
     candidates = [item.instance for item in items(50, 3)]
 
@@ -76,6 +78,11 @@ def test_a_tagger_is_trained_evaluated_and_scores(ray_session: None, tmp_path: P
             await asyncio.gather(student.stop(), pool.stop())
 
     fit, scores, predictions = asyncio.run(work())
+    seed = derive_seed(config.seed, "student", 1)
+    texts_and_labels = [i.instance.text for i in items(200, 0)], [i.label for i in items(200, 0)]
+    alone = train(config.student, *texts_and_labels, SPACE, seed=seed, device="cpu")
+    assert fit.metrics["student/loss"] == pytest.approx(alone.metrics["student/loss"], rel=0.02)
+
     model = TaggerModel.load(fit.path, dtype="float32", device="cpu", encoding="mean", max_length=32)
     texts, labels = [item.instance.text for item in held_out], [item.label for item in held_out]
     measured = {name: value for name, value in fit.metrics.items() if name.startswith("al/")}

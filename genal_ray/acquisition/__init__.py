@@ -142,6 +142,11 @@ class Acquisition(Plugin):
     reads: ClassVar[Outputs] = "classes"
 
     @property
+    def understands(self) -> Outputs:
+        """`reads`, or that of a function within."""
+        return self.reads
+
+    @property
     def needs(self) -> Needs:
         return Needs()
 

@@ -48,6 +48,8 @@ class Setting:
     """Of the task's chat prompts."""
     llm: LLM | None = None
     """The run's chat model."""
+    begun: bool = False
+    """Whether annotators of the run labeled texts before."""
 
 
 class Annotator(Plugin):

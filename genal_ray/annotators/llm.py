@@ -63,6 +63,8 @@ class LLMAnnotator(Annotator):
                 f"annotator llm: abstain=true answers {ABSTENTION!r}, which is a label of this data: rename it with "
                 "data.label_names"
             )
+        if self.probes and not corpus.initial_ids:
+            raise UserError("annotator llm: probes are of the initial labeled set, which k-means has yet to choose")
         unknown = sorted(set(self.descriptions) - set(corpus.label_names))
         if unknown:
             raise UserError(
@@ -103,7 +105,7 @@ class LLMAnnotator(Annotator):
             prompts=Prompts(llm.config.prompts),
             folder=setting.folder,
             labels=corpus.labels,
-            probes=_probes(corpus, self.probes),
+            probes=() if setting.begun else _probes(corpus, self.probes),
             domain=setting.domain,
             seed=setting.seed,
         )

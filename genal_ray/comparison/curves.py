@@ -31,7 +31,7 @@ class Point:
     entity_f1: float | None = None
     """Of a student that tags words, whose accuracy is that of the words' tags; else None."""
     llm_tokens: int = 0
-    """Tokens of a chat model that this round took."""
+    """Tokens of a chat model that the run took so far."""
     seconds: float
     """Of this round (`timing/round`). The only column in which a repetition of the same runs differs."""
 
@@ -67,7 +67,7 @@ def read_curve(run: RunDirectory, method: str, seed: int, pool_size: int) -> lis
             accuracy=float(report.metrics["al/accuracy"]),
             macro_f1=float(report.metrics["al/macro_f1"]),
             entity_f1=report.metrics.get("al/entity_f1"),
-            llm_tokens=int(report.metrics.get("llm/num_tokens", 0)),
+            llm_tokens=int(report.metrics.get("llm/total_tokens", 0)),
             seconds=float(report.metrics["timing/round"]),
         )
         for report in run.reports()

@@ -174,7 +174,7 @@ def _row(method: MethodSummary, summary: Summary) -> dict[str, object]:
 def tokens_per_point(curve: Curve) -> float | None:
     """Tokens of a chat model for each percentage point gained from the first round to the last; None without tokens,
     or without a gain."""
-    tokens, gain = sum(p.llm_tokens for p in curve), 100 * (curve[-1].quality - curve[0].quality)
+    tokens, gain = curve[-1].llm_tokens, 100 * (curve[-1].quality - curve[0].quality)
     return tokens / gain if tokens and gain > 0 else None
 
 

@@ -64,6 +64,11 @@ class LLM:
         self._faults: Counter[Fault] = Counter()
 
     @property
+    def spent(self) -> Spending:
+        """In the whole run, processes that died included."""
+        return self._purse.spent
+
+    @property
     def usage(self) -> Usage:
         return Usage(
             num_calls=self._num_calls,

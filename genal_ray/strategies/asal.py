@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from pydantic import Field
 
-from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Neighbours, Rows
+from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Neighbours, Outputs, Rows
 from genal_ray.acquisition.bertkm import nearest_unused
 from genal_ray.acquisition.entropy import Entropy
 from genal_ray.strategies._functions import PointwiseFunction
@@ -24,6 +24,10 @@ class NearestReal(Batchwise):
 
     name: str = "nearest_real"
     uncertainty: PointwiseFunction = Field(default_factory=Entropy)
+
+    @property
+    def understands(self) -> Outputs:
+        return self.uncertainty.understands
 
     @property
     def needs(self) -> Needs:
