@@ -9,7 +9,7 @@ run never sees, and its labels are the data's own but for a set rate of errors.
 - hard texts: of a random tenth of the hidden texts those most like the ones that the request shows as wrong
 - easy texts: those most like the ones shown as right
 - texts of a label, or with an entity of a type (direct generation): random ones of it
-- rephrasing (AugGPT): the text itself with a few words dropped and swapped, entities left alone
+- rephrasing (AugGPT): the text itself with some words dropped and swapped, entities left alone
 - labels: the true one, or, for the set share of texts, another; of entities, a share is overlooked or of another type
 
 "Like" is by cosine of pretrained MiniLM encodings. An answer follows from the request alone, so that runs may ask side
@@ -165,15 +165,16 @@ class Teacher:
 
 
 def shuffled(text: str, entities: Sequence[str], rng: np.random.Generator) -> str:
-    """A tenth of the words dropped and two neighbours swapped (random deletion and swap of Wei and Zou 2019), none of
-    them a word of an entity."""
+    """A fifth of the words dropped and three pairs of neighbours swapped (random deletion and swap of Wei and Zou
+    2019), none of them a word of an entity."""
     fixed = {word for entity in entities for word in entity.split()}
     words = words_of(" ".join(text.split()))
-    kept = [word for word in words if word in fixed or len(words) < 4 or rng.random() > 0.1] or words
-    places = [i for i in range(len(kept) - 1) if not fixed & {kept[i], kept[i + 1]}]
-    if places:
-        i = int(rng.choice(places))
-        kept[i], kept[i + 1] = kept[i + 1], kept[i]
+    kept = [word for word in words if word in fixed or len(words) < 4 or rng.random() > 0.2] or words
+    for _ in range(3):
+        places = [i for i in range(len(kept) - 1) if not fixed & {kept[i], kept[i + 1]}]
+        if places:
+            i = int(rng.choice(places))
+            kept[i], kept[i + 1] = kept[i + 1], kept[i]
     return " ".join(kept)
 
 
