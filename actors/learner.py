@@ -6,6 +6,7 @@ rollouts ─► object store ─► n LearnerWorkers, in step ─► output_dir/
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -22,6 +23,11 @@ from genal_ray.errors import GenalRayError, RunError
 from genal_ray.paths import is_local
 from genal_ray.types import PolicyUpdate, Rollout
 
+logger = logging.getLogger(__name__)
+
+BACKOFF_S = 1.0
+"""Before the first new group; twice as long before each further one."""
+
 Send = Callable[[], Awaitable[object]]
 """Brings the learner's weights straight into the generator's engines."""
 
@@ -32,8 +38,16 @@ class HandOver(Protocol):
         ...
 
 
+class WorkersLost(RunError):
+    """A worker died, hung, or met an error of its libraries; a new group may do better."""
+
+
 class LearnerGroup:
-    """Satisfies `genal_ray.interfaces.Learner`; lives in the process that runs the loop."""
+    """Satisfies `genal_ray.interfaces.Learner`; lives in the process that runs the loop.
+
+    A group that loses a worker, or is not done in time, is replaced by a new one that goes on from the state of the
+    last update, up to `learner.max_failures` times in a run. An update that is repeated so gives the same policy.
+    """
 
     def __init__(self, config: RunConfig, hand_over: HandOver, app_name: str = "") -> None:
         """Stores; `start` starts the workers. `hand_over` is `GeneratorService.load_policy`, `app_name` the name of
@@ -46,6 +60,9 @@ class LearnerGroup:
         self._learner = config.learner
         self._hand_over = hand_over
         self._workers: list[Any] = []
+        self._state: Path | None = None
+        self._running = False
+        self._restarts = 0
 
     @property
     def workers(self) -> list[Any]:
@@ -57,6 +74,10 @@ class LearnerGroup:
 
         Raises UserError for a model or state that can't be used, RunError when a worker fails or time runs out.
         """
+        self._state, self._running = state, True
+        await self._start()
+
+    async def _start(self) -> None:
         size = self._learner.num_workers
         options = {
             "num_cpus": self._learner.num_cpus,
@@ -66,7 +87,7 @@ class LearnerGroup:
         actor = ray.remote(LearnerWorker).options(**options)
         self._workers = [actor.remote(self._config, rank=rank, world_size=size) for rank in range(size)]
         (host, port), *_ = await self._call("listen", ranks=[0])
-        await self._call("start", host, port, None if state is None else state / "learner")
+        await self._call("start", host, port, None if self._state is None else self._state / "learner")
 
     async def update(
         self, rollouts: Sequence[Rollout], version: int, output_dir: Path, *, kl_factor: float = 1.0
@@ -75,12 +96,15 @@ class LearnerGroup:
 
         `kl_factor` (above 0) multiplies the KL coefficient of this and all later updates.
 
-        Raises RunError when a worker fails or time runs out; the group is then stopped.
+        `rl/restarts` counts the groups of the run that were replaced. Raises RunError when that is not allowed any
+        more, and for a loss that is not finite; the group is then stopped.
         """
         started = time.perf_counter()
         shared = ray.put(list(rollouts))
-        metrics, *_ = await self._call("update", shared, version, output_dir, kl_factor)
+        metrics, *_ = await self._persist("update", shared, version, output_dir, kl_factor)
         metrics["rl/update_s"] = time.perf_counter() - started
+        metrics["rl/restarts"] = float(self._restarts)
+        self._state = output_dir
         return PolicyUpdate(version=version, path=str(output_dir / "model"), metrics=metrics)
 
     async def restore(self, policy: PolicyUpdate | None) -> PolicyUpdate:
@@ -90,7 +114,9 @@ class LearnerGroup:
         Returns `policy`, or the pretrained one as version 0. Raises UserError when there is no such state, RunError as
         `update` does; the group is then stopped.
         """
-        await self._call("restore", None if policy is None else Path(policy.path).parent / "learner")
+        state = None if policy is None else Path(policy.path).parent
+        await self._persist("restore", None if state is None else state / "learner")
+        self._state = state
         if policy is not None:
             return policy
         folder = await asyncio.to_thread(pretrained_folder, self._generator)
@@ -101,25 +127,51 @@ class LearnerGroup:
         if resolve_backend(self._generator) == "file":
             return await self._hand_over(policy)
         ref = PolicyRef(version=policy.version, path=policy.path)
-        return await self._hand_over(policy, lambda: self._call("send_weights", ref, self._app_name))
+        return await self._hand_over(policy, lambda: self._persist("send_weights", ref, self._app_name))
 
     async def stop(self) -> None:
         """Ends the workers. Safe to call at any time."""
+        self._running = False
+        self._kill()
+
+    def _kill(self) -> None:
         for worker in self._workers:
             ray.kill(worker)
         self._workers = []
 
-    async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
-        """The method's results by rank. One failure stops the group: the others would wait for it for ever."""
-        if not self._workers:
+    async def _persist(self, method: str, *args: Any) -> list[Any]:
+        """The method's results by rank, by whichever group gets it done."""
+        if not self._running:
             raise RunError("the learner is not running: it was never started, or it was stopped after a failure")
+        while True:
+            try:
+                if not self._workers:
+                    await self._start()
+                return await self._call(method, *args)
+            except WorkersLost as error:
+                if self._restarts == self._learner.max_failures:
+                    self._running = False
+                    raise RunError(
+                        f"{error}\n{self._restarts + 1} groups of learner workers failed in this run, "
+                        f"learner.max_failures allows {self._restarts}"
+                    ) from error
+                self._restarts += 1
+                allowed = self._learner.max_failures
+                logger.warning("restarting the learner (%d of %d): %s", self._restarts, allowed, error)
+                await asyncio.sleep(BACKOFF_S * 2 ** (self._restarts - 1))
+            except GenalRayError:
+                self._running = False
+                raise
+
+    async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
+        """The method's results by rank. One failure ends the group: the others would wait for it for ever."""
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
         calls = [getattr(worker, method).remote(*args) for worker in chosen]
         try:
             async with asyncio.timeout(self._learner.timeout_s):
                 return list(await asyncio.gather(*calls))
         except TimeoutError:
-            failure: GenalRayError = RunError(
+            failure: GenalRayError = WorkersLost(
                 f"the learner's {method} was not done within learner.timeout_s = {self._learner.timeout_s:g} s: raise "
                 f"it, or ask for less work or more resources ({self._needs()})"
             )
@@ -127,11 +179,11 @@ class LearnerGroup:
             failure = error.cause if isinstance(error.cause, GenalRayError) else self._failed(method, error)
         except RayError as error:
             failure = self._failed(method, error)
-        await self.stop()
+        self._kill()
         raise failure
 
-    def _failed(self, method: str, error: RayError) -> RunError:
-        return RunError(
+    def _failed(self, method: str, error: RayError) -> WorkersLost:
+        return WorkersLost(
             f"a learner worker failed in {method} ({self._needs()}); when it ran out of memory, lower "
             f"learner.micro_batch_size, set learner.gradient_checkpointing, or use LoRA or ZeRO: {error}"
         )

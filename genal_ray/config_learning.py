@@ -97,6 +97,7 @@ class LearnerConfig(Section):
     num_gpus: float = Field(0, ge=0, description="per worker")
     threads: int = Field(1, ge=1, description="per worker")
     timeout_s: float = Field(3600, gt=0, description="for one update")
+    max_failures: int = Field(3, ge=0, description="lost or hanging workers that are survived in one run")
 
     @property
     def algorithm(self) -> Algorithm | None:

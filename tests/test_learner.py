@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import torch
@@ -278,6 +281,43 @@ def check_update(policy: PolicyUpdate, model: Path, folder: Path) -> None:
 
 
 @pytest.mark.ray
+def test_a_lost_or_hanging_worker_costs_no_more_than_its_update(
+    ray_session: None, tiny_lm: Path, tmp_path: Path
+) -> None:
+    """Killed, then stopped by a signal: each time a new group goes on from the last state, to the same weights."""
+
+    async def unused(policy: PolicyUpdate, send: Any = None) -> dict[str, float]:
+        raise AssertionError
+
+    async def scenario() -> None:
+        group = LearnerGroup(make_config(tiny_lm, max_failures=2, timeout_s=30), unused)
+        await group.start()
+        try:
+            first = await group.update(make_rollouts(6), 1, tmp_path / "1")
+            assert first.metrics["rl/restarts"] == 0
+            await group.update(make_rollouts(6), 2, tmp_path / "2", kl_factor=2.0)
+            await group.restore(first)
+            ray.kill(group.workers[0])
+            killed = await group.update(make_rollouts(6), 2, tmp_path / "killed", kl_factor=2.0)
+            assert killed.metrics["rl/restarts"] == 1
+            await group.restore(first)
+            pid = ray.get(group.workers[0].__ray_call__.remote(lambda worker: os.getpid()))
+            os.kill(pid, signal.SIGSTOP)
+            hung = await group.update(make_rollouts(6), 2, tmp_path / "hung", kl_factor=2.0)
+            assert hung.metrics["rl/restarts"] == 2
+            for again in ("killed", "hung"):
+                for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
+                    assert_equal(load_file(tmp_path / again / file), load_file(tmp_path / "2" / file))
+            assert kl_coefficients(tmp_path, "2", "killed", "hung") == [0.1] * 3
+            psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=30)
+            assert not psutil.pid_exists(pid), "nothing of a hanging worker stays"
+        finally:
+            await group.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.ray
 def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: Path, tmp_path: Path) -> None:
     async def unused(policy: PolicyUpdate, send: Any = None) -> dict[str, float]:
         raise AssertionError
@@ -290,10 +330,13 @@ def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: 
         group = LearnerGroup(make_config(tmp_path / "missing"), unused)
         with pytest.raises(UserError, match="causal language model"):
             await group.start()
-        group = LearnerGroup(make_config(tiny_lm), unused)
+        group = LearnerGroup(make_config(tiny_lm, max_failures=0), unused)
         await group.start()
         ray.kill(group.workers[0])
-        with pytest.raises(RunError, match="a learner worker failed in update"):
+        with pytest.raises(RunError, match="a learner worker failed in update") as failed:
+            await group.update(make_rollouts(3), 1, tmp_path / "1")
+        assert "learner.max_failures allows 0" in str(failed.value)
+        with pytest.raises(RunError, match="not running"):
             await group.update(make_rollouts(3), 1, tmp_path / "1")
 
     asyncio.run(scenario())
