@@ -16,7 +16,8 @@ from typing import Any
 
 from cluster import contact
 from cluster.console import ComparisonView
-from cluster.launch import check, clean_up, driver_name, interrupts, record_budget, start_driver
+from cluster.interrupts import interrupts
+from cluster.launch import check, clean_up, driver_name, record_budget, start_driver
 from cluster.machine import Machine, this_machine
 from cluster.resources import check_local, private_cpus, requirements, totals
 from genal_ray.budget import Budget, resolve_budget
@@ -287,14 +288,15 @@ def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, vie
 
     total = sum(budget.total for budget in comparison.budgets.values())
     heard = 0
-    with interrupts() as pressed:
+    grace_s = min(job.config.cluster.grace_s for job in comparison.jobs)
+    with interrupts(grace_s) as arrived:
         while work.active or (work.waiting and not heard):
             while work.waiting and not heard and room.has(work.waiting[0], work.active):
                 job = work.waiting.pop(0)
                 work.num_labels -= _num_labels(job)
                 work.active.append(_start(comparison, job, address))
-            if len(pressed) > heard:
-                heard = len(pressed)
+            if arrived.pressure > heard:
+                heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
             done, _ = ray.wait([a.work for a in work.active], timeout=_POLL_S)
             for active in list(work.active):

@@ -5,16 +5,15 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from cluster import contact
 from cluster.console import NoView, View
+from cluster.interrupts import Interrupts, interrupts
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, private_cpus, requirements
 from cluster.runtime_env import go_offline
@@ -121,8 +120,8 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
     """Start the driver, tell other terminals where it is, and watch it to its end."""
     driver = start_driver(config, store, address)
     try:
-        with interrupts() as pressed:
-            return _watch(driver, store, view, pressed)
+        with interrupts(config.cluster.grace_s) as arrived:
+            return _watch(driver, store, view, arrived)
     finally:
         contact.withdraw(store)
 
@@ -157,7 +156,7 @@ def clean_up(config: RunConfig) -> None:
     delete_application(application_name(config))
 
 
-def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> RunStatus:
+def _watch(driver: Any, store: RunDirectory, view: View, arrived: Interrupts) -> RunStatus:
     """Show the driver's status until its work ends; pass interrupts on to it."""
     import ray
     from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -167,8 +166,8 @@ def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> 
     try:
         while True:
             done, _ = ray.wait([work], timeout=_POLL_S)
-            if len(pressed) > heard:
-                heard = _pass_on(driver, len(pressed), store, view)
+            if arrived.pressure > heard:
+                heard = _pass_on(driver, arrived.pressure, store, view)
             try:
                 status: RunStatus = ray.get(driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
             except GetTimeoutError:
@@ -185,17 +184,17 @@ def _watch(driver: Any, store: RunDirectory, view: View, pressed: list[int]) -> 
         ) from error
 
 
-def _pass_on(driver: Any, count: int, store: RunDirectory, view: View) -> int:
-    """Interrupts so far: one stops after the stage in progress, two at once, three abandon the driver."""
-    if count >= 3:
+def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:
+    """Passes on `Interrupts.pressure`, and returns it."""
+    if pressure >= 3:
         raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.path}")
-    driver.stop.remote(now=count == 2)
+    driver.stop.remote(now=pressure == 2)
     view.say(
         "stopping after the stages in progress; once more to stop now"
-        if count == 1
+        if pressure == 1
         else "stopping now; once more to abandon the driver"
     )
-    return count
+    return pressure
 
 
 def _failure(error: Any, store: RunDirectory) -> GenalRayError:
@@ -212,19 +211,3 @@ def _evidence(session: Any, store: RunDirectory) -> str:
 
     logs = session.keep_logs(store.path)
     return "" if logs is None else f"\nLogs of the processes: {logs}\n{last_error_lines(logs)}"
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Collects the SIGINT and SIGTERM signals that arrive, instead of being ended by them."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        pressed.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield pressed
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -273,6 +273,9 @@ class ClusterConfig(Section):
     )
     object_store_gib: float = Field(0.5, gt=0.07, description="shared memory of a private cluster, GiB")
     resource_wait_s: float = Field(60, gt=0, description="how long to wait for resources of a joined cluster")
+    grace_s: float = Field(
+        25, gt=0, description="after SIGTERM (Slurm, Kubernetes, spot machines): to end the stages in progress"
+    )
     dashboard_port: int | None = Field(
         None, ge=1024, lt=65536, description="Ray dashboard of a private cluster; default: none"
     )

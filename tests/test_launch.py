@@ -19,6 +19,7 @@ from ray import cloudpickle
 
 from cluster import contact, launch, session
 from cluster.console import PlainView, TerminalView, console, show_outcome
+from cluster.interrupts import Interrupts, interrupts
 from cluster.resources import Placement
 from genal_ray.errors import GenalRayError, RunError, UserError
 from genal_ray.status import RunStatus, StageStatus, State
@@ -79,10 +80,12 @@ class Recorder:
         pass
 
 
-def watch(ending: str, tmp_path: Path, pressed: list[int] | None = None) -> tuple[RunStatus, Recorder]:
+def watch(ending: str, tmp_path: Path, *signals: int) -> tuple[RunStatus, Recorder]:
     driver: Any = ray.remote(FakeDriver).options(num_cpus=0, max_concurrency=4).remote(ending)
-    view = Recorder()
-    return launch._watch(driver, RunDirectory(tmp_path), view, pressed or []), view
+    view, arrived = Recorder(), Interrupts(grace_s=60)
+    for number in signals:
+        arrived.note(number)
+    return launch._watch(driver, RunDirectory(tmp_path), view, arrived), view
 
 
 @pytest.mark.ray
@@ -114,7 +117,7 @@ def test_how_a_failed_driver_is_told(
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_an_interrupt_stops_the_driver(tmp_path: Path) -> None:
-    status, view = watch("stop", tmp_path, [signal.SIGINT])
+    status, view = watch("stop", tmp_path, signal.SIGINT)
     assert status.state is State.STOPPED
     assert view.said == ["stopping after the stages in progress; once more to stop now"]
 
@@ -144,12 +147,35 @@ def test_the_same_run_twice_on_one_cluster_is_refused() -> None:
 
 def test_signals_are_collected_and_handlers_restored() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with launch.interrupts() as pressed:
+    with interrupts(60) as arrived:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.05)
-        assert pressed == [signal.SIGINT, signal.SIGTERM]
+        assert arrived.numbers == [signal.SIGINT, signal.SIGTERM]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("signals", "waited", "pressure"),
+    [
+        ([], 99, 0),
+        ([signal.SIGINT], 99, 1),
+        ([signal.SIGTERM], 24, 1),
+        ([signal.SIGTERM], 25, 2),
+        ([signal.SIGINT, signal.SIGTERM], 0, 2),
+        ([signal.SIGTERM] * 3, 0, 3),
+        ([signal.SIGINT] * 5, 0, 3),
+    ],
+)
+def test_sigterm_presses_harder_when_its_grace_is_over(
+    signals: list[int], waited: float, pressure: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrived, now = Interrupts(grace_s=25), 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for number in signals:
+        arrived.note(number)
+    now += waited
+    assert arrived.pressure == pressure
 
 
 def test_interrupts_press_harder_each_time(tmp_path: Path) -> None:
