@@ -38,6 +38,11 @@ class RoundRow:
         return self.metrics.get(name)
 
 
+def measure_of(row: RoundRow) -> str:
+    """The metric that the student of a round is judged by."""
+    return next((name for name in QUALITY if row[name] is not None), "al/accuracy")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outline:
     """A run at a glance."""
@@ -66,7 +71,7 @@ class Outline:
     @property
     def measure(self) -> str:
         """The metric that students are judged by."""
-        return next((name for name in QUALITY if self.last[name] is not None), "al/accuracy")
+        return measure_of(self.last)
 
     @property
     def measure_name(self) -> str:

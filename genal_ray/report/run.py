@@ -11,7 +11,7 @@ from genal_ray.evaluation import QUALITY
 from genal_ray.report import charts
 from genal_ray.report.generated import GeneratedRound, read_generated
 from genal_ray.report.labels import ClassCount, count_classes, read_labels
-from genal_ray.report.outline import Outline, RoundRow, read_outline
+from genal_ray.report.outline import Outline, RoundRow, measure_of, read_outline
 from genal_ray.store import RunDirectory
 from genal_ray.types import Fate
 
@@ -64,7 +64,7 @@ def read_run(store: RunDirectory) -> RunPage:
 def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
     """The charts of at least one committed round."""
     later = rounds[1:]
-    measure = next((name for name in QUALITY if rounds[-1][name] is not None), "al/accuracy")
+    measure = measure_of(rounds[-1])
     numbers, after_first = [row.round for row in rounds], [row.round for row in later]
     return [
         Chart(
