@@ -70,6 +70,8 @@ class Case:
     """The newest stage file when the process was killed."""
     ended: str
     """by itself, or resumed."""
+    first_stage_s: float
+    """From the start to the first stage."""
     seconds: float
     """From the start to the end, resuming included."""
     findings: list[str]
@@ -92,7 +94,7 @@ def main() -> None:
     for number in [-1, *numbers]:
         if all(case.number != number for case in cases):
             kind = kinds[number % len(kinds)] if number >= 0 else "none"
-            whole = next((case.seconds for case in cases if case.number == -1), None)
+            whole = next((case for case in cases if case.number == -1), None)
             cases.append(run_case(number, kind, out / f"case-{number}", whole))
             with file.open("a") as lines:
                 lines.write(json.dumps(asdict(cases[-1])) + "\n")
@@ -102,8 +104,8 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def run_case(number: int, kind: str, directory: Path, whole: float | None) -> Case:
-    """`whole` is what an undisturbed run takes, in seconds; None for that run itself."""
+def run_case(number: int, kind: str, directory: Path, whole: Case | None) -> Case:
+    """`whole` is the undisturbed run; None for that run itself."""
     shutil.rmtree(directory, ignore_errors=True)
     rng = random.Random(number)
     settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
@@ -112,7 +114,7 @@ def run_case(number: int, kind: str, directory: Path, whole: float | None) -> Ca
     seen: dict[int, psutil.Process] = {}
     after, killed = "", whole is None
     begun: float | None = None
-    delay = rng.uniform(0, 0.6 * (whole or 0))
+    delay = 0.0 if whole is None else rng.uniform(0, 0.9) * (whole.seconds - whole.first_stage_s)
     while run.poll() is None and time.monotonic() - started < TIMEOUT_S:
         tree = processes(run.pid)
         seen |= {process.pid: process for process in tree}
@@ -142,6 +144,7 @@ def run_case(number: int, kind: str, directory: Path, whole: float | None) -> Ca
         kind=kind,
         after=after,
         ended=ended,
+        first_stage_s=round((begun or time.monotonic()) - started, 1),
         seconds=round(seconds, 1),
         findings=findings + audit(directory),
         leaked=left_over(list(seen.values())),
