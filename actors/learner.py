@@ -74,8 +74,9 @@ class LearnerGroup:
 
         Raises UserError for a model or state that can't be used, RunError when a worker fails or time runs out.
         """
-        self._state, self._running = state, True
+        self._state = state
         await self._start()
+        self._running = True
 
     async def _start(self) -> None:
         size = self._learner.num_workers

@@ -141,9 +141,9 @@ def _lesson(run: Run, number: int) -> Lesson:
     labeled = {item.instance.id: item for item in run.pools.labeled}
     earlier = [run.store.round(n) for n in range(1, number)]
     analyses = [r.load("analyse", AnalysisCodec()) for r in earlier if r.is_complete("analyse")]
-    observed = (r.load("observe", ObservationCodec()) for r in [*reversed(earlier), run.store.round(0)]
-        if r.is_complete("observe"))
-    seen: dict[str, Prediction] = next(filter(None, observed), {})  # a round may have bought no label
+    observed = [r for r in (run.store.round(0), *earlier) if r.is_complete("observe")]
+    predictions = (r.load("observe", ObservationCodec()) for r in reversed(observed))
+    seen: dict[str, Prediction] = next(filter(None, predictions), {})  # a round may have bought no label
     return Lesson(
         round=number,
         budget=min(run.budget.per_round, run.budget.total - run.pools.num_labels),
