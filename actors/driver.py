@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,6 +17,7 @@ import yaml
 
 from actors.generator import GeneratorService
 from actors.generator_chat import ServedModel
+from actors.incidents import Incidents
 from actors.learner import LearnerGroup
 from actors.scorer import ScorerPool
 from actors.student import RayStudent
@@ -76,6 +78,10 @@ class Driver:
     async def status(self) -> RunStatus:
         return self._watch.status()
 
+    async def pid(self) -> int:
+        """Its process id; it runs on the launcher's machine."""
+        return os.getpid()
+
     async def stop(self, now: bool = False) -> None:
         """Stop after the stages in progress, or at once; the run can be resumed either way."""
         self._watch.ask_to_stop()
@@ -114,15 +120,23 @@ class Driver:
         `config` is the run's, with the generator that was warmed up for it.
         """
         resumed = last_policies(self._store)
-        scorer = ScorerPool(config)
+        incidents = Incidents(self._store.path, self._watch.note)
+        scorer = ScorerPool(config, incidents=incidents)
         stop_texts = () if config.stopping.predictions is None else stop_set(corpus, seed=config.seed)
-        student = RayStudent(config, corpus.labels, corpus.evaluation, self._store.path / "train", stop_texts)
+        storage = self._store.path / "train"
+        student = RayStudent(config, corpus.labels, corpus.evaluation, storage, stop_texts, incidents)
         generator = None
         learner = None
         if config.generator is not None:
-            generator = GeneratorService(config.generator, application_name(self._config), resumed.served)
+            generator = GeneratorService(
+                config.generator,
+                application_name(self._config),
+                resumed.served,
+                heartbeat_s=config.cluster.heartbeat_s,
+                incidents=incidents,
+            )
             if config.learns:
-                learner = LearnerGroup(config, generator.load_policy, generator.app_name)
+                learner = LearnerGroup(config, generator.load_policy, generator.app_name, incidents)
         async with AsyncExitStack() as stack:
             starts = [scorer.start(), student.start()]
             stack.push_async_callback(scorer.stop)

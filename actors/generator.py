@@ -21,6 +21,7 @@ from ray.serve.schema import LoggingConfig
 
 from actors.generator_engine import check_engine_args, model_location, replica_env
 from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRequest, GeneratorReplica
+from actors.incidents import Incidents
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import GenalRayError, RunError
@@ -30,17 +31,31 @@ from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 DEPLOYMENT = "generator"
 MAX_ATTEMPTS = 5
+FAILED_CHECKS = 3
+"""Health checks in a row that a replica fails before Serve replaces it."""
 
 
 class GeneratorService:
     """Satisfies genal_ray.interfaces.Generator. Lives in one asyncio process, the driver's."""
 
-    def __init__(self, config: GeneratorConfig, app_name: str, policy: PolicyUpdate | None = None) -> None:
+    def __init__(
+        self,
+        config: GeneratorConfig,
+        app_name: str,
+        policy: PolicyUpdate | None = None,
+        *,
+        heartbeat_s: float = 60.0,
+        incidents: Incidents | None = None,
+    ) -> None:
         """`app_name` names the Serve application, unique in the cluster; `policy` is what a resumed run goes on with
-        (default: the pretrained model)."""
+        (default: the pretrained model). A replica or engine that is silent for `heartbeat_s` is replaced."""
         self._config = config
         self._app_name = app_name
         self._policy = PolicyRef(version=0, path=model_location(config)) if policy is None else _ref(policy)
+        self._heartbeat_s = heartbeat_s
+        self._incidents = incidents or Incidents()
+        self._known: set[str] = set()
+        self._trouble = "Serve found it unhealthy"
         self._registry: Any = None
         self._handle: DeploymentHandle[Any]
         # one request more than fills the engine, so that it never waits for the next
@@ -81,6 +96,7 @@ class GeneratorService:
             await self.stop()
             raise
         self._handle = serve.get_app_handle(self._app_name)
+        self._known = await self._replicas()
 
     async def generate(
         self, prompts: Sequence[Prompt], progress: Progress | None = None, *, greedy: bool = False
@@ -111,6 +127,7 @@ class GeneratorService:
         finally:
             for task in tasks:
                 task.cancel()
+            await self._notice_new_replicas()
 
     async def chat(self, request: Request) -> Reply:
         """The reply of the current policy to a conversation. Raises RunError as `generate` does, LLMError for one that
@@ -175,7 +192,7 @@ class GeneratorService:
             max_ongoing_requests=10_000,  # `_in_flight` is the limit; Serve's would add its back-off
             max_constructor_retry_count=1,
             health_check_period_s=1,
-            health_check_timeout_s=60,
+            health_check_timeout_s=self._heartbeat_s / FAILED_CHECKS,
             graceful_shutdown_wait_loop_s=0.1,
             graceful_shutdown_timeout_s=5,
             ray_actor_options={
@@ -206,6 +223,18 @@ class GeneratorService:
         details = [application.message] + [d.message for d in application.deployments.values()]
         return application.status.value, "; ".join(text for text in details if text) or application.status.value
 
+    async def _notice_new_replicas(self) -> None:
+        """Reports those that Serve replaced."""
+        new = await self._replicas() - self._known
+        self._known |= new
+        for name in sorted(new):
+            await self._incidents.lost("generator replica", f"{self._trouble}; {name} took its place")
+
+    async def _replicas(self) -> set[str]:
+        """Names of the replicas that reported to the registry."""
+        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        return {report.replica for report in reports}
+
     # -- calls -----------------------------------------------------------------------------------------------------
 
     async def _request(self, method: str, request: object, what: str) -> Any:
@@ -221,6 +250,7 @@ class GeneratorService:
                         trouble = str(error.cause)
                     except (RayError, RayServeException) as error:
                         trouble = f"{type(error).__name__}: {error}"
+                    self._trouble = trouble
                     await asyncio.sleep(attempt + 1)  # Serve needs a moment to see that a replica is gone
         except TimeoutError:
             reports: list[ReplicaReport] = await self._registry.reports.remote()

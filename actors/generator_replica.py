@@ -143,10 +143,12 @@ class GeneratorReplica:
         return self._state()
 
     async def check_health(self) -> None:
-        """Called by Serve, which replaces a replica whose check raises."""
+        """Called by Serve, which replaces a replica whose checks raise or do not return in time."""
         if self._broken:
             raise BrokenReplicaError(self._broken)
         await self._engine.check_health()
+        if not self._changing.locked():  # a hand-over has a time-out of its own
+            await self._engine.is_sleeping()  # asked of the engine's process: one that hangs does not answer
 
     def __del__(self) -> None:
         if "_engine" in self.__dict__:

@@ -6,7 +6,6 @@ rollouts ─► object store ─► n LearnerWorkers, in step ─► output_dir/
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -16,14 +15,14 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.generator_engine import pretrained_folder
+from actors.incidents import Incidents
 from actors.learner_worker import LearnerWorker
+from actors.liveness import CONTROL, CONTROL_GROUP, Place, Unresponsive, attended
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.paths import is_local
 from genal_ray.types import PolicyUpdate, Rollout
-
-logger = logging.getLogger(__name__)
 
 BACKOFF_S = 1.0
 """Before the first new group; twice as long before each further one."""
@@ -49,7 +48,9 @@ class LearnerGroup:
     last update, up to `learner.max_failures` times in a run. An update that is repeated so gives the same policy.
     """
 
-    def __init__(self, config: RunConfig, hand_over: HandOver, app_name: str = "") -> None:
+    def __init__(
+        self, config: RunConfig, hand_over: HandOver, app_name: str = "", incidents: Incidents | None = None
+    ) -> None:
         """Stores; `start` starts the workers. `hand_over` is `GeneratorService.load_policy`, `app_name` the name of
         its Serve application, which the backends nccl and ipc send to.
         """
@@ -59,7 +60,9 @@ class LearnerGroup:
         self._app_name = app_name
         self._learner = config.learner
         self._hand_over = hand_over
+        self._incidents = incidents or Incidents()
         self._workers: list[Any] = []
+        self._places: list[Place] = []
         self._state: Path | None = None
         self._running = False
         self._restarts = 0
@@ -84,9 +87,11 @@ class LearnerGroup:
             "num_cpus": self._learner.num_cpus,
             "num_gpus": self._learner.num_gpus,
             "runtime_env": {"env_vars": worker_env(self._config)},
+            "concurrency_groups": CONTROL_GROUP,
         }
-        actor = ray.remote(LearnerWorker).options(**options)
+        actor = ray.remote(**options)(LearnerWorker)
         self._workers = [actor.remote(self._config, rank=rank, world_size=size) for rank in range(size)]
+        self._places = await self._call("place")
         (host, port), *_ = await self._call("listen", ranks=[0])
         await self._call("start", host, port, None if self._state is None else self._state / "learner")
 
@@ -157,8 +162,6 @@ class LearnerGroup:
                         f"learner.max_failures allows {self._restarts}"
                     ) from error
                 self._restarts += 1
-                allowed = self._learner.max_failures
-                logger.warning("restarting the learner (%d of %d): %s", self._restarts, allowed, error)
                 await asyncio.sleep(BACKOFF_S * 2 ** (self._restarts - 1))
             except GenalRayError:
                 self._running = False
@@ -167,21 +170,34 @@ class LearnerGroup:
     async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
         """The method's results by rank. One failure ends the group: the others would wait for it for ever."""
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
-        calls = [getattr(worker, method).remote(*args) for worker in chosen]
+        calls = asyncio.gather(*(getattr(worker, method).remote(*args) for worker in chosen))
+        hung: list[Place] = []
         try:
-            async with asyncio.timeout(self._learner.timeout_s):
-                return list(await asyncio.gather(*calls))
-        except TimeoutError:
-            failure: GenalRayError = WorkersLost(
-                f"the learner's {method} was not done within learner.timeout_s = {self._learner.timeout_s:g} s: raise "
-                f"it, or ask for less work or more resources ({self._needs()})"
+            return await attended(
+                calls,
+                lambda: asyncio.gather(*(w.place.options(concurrency_group=CONTROL).remote() for w in chosen)),
+                timeout_s=self._learner.timeout_s,
+                heartbeat_s=self._config.cluster.heartbeat_s,
             )
+        except TimeoutError as error:
+            failure: GenalRayError = self._overdue(method, error)
+            hung = self._places
         except RayTaskError as error:
             failure = error.cause if isinstance(error.cause, GenalRayError) else self._failed(method, error)
         except RayError as error:
             failure = self._failed(method, error)
+        if isinstance(failure, WorkersLost):
+            await self._incidents.lost("learner", failure, hung=hung)
         self._kill()
         raise failure
+
+    def _overdue(self, method: str, error: TimeoutError) -> WorkersLost:
+        if isinstance(error, Unresponsive):
+            return WorkersLost(f"a learner worker hangs in {method}: {error}")
+        return WorkersLost(
+            f"the learner's {method} was not done within learner.timeout_s = {self._learner.timeout_s:g} s: raise "
+            f"it, or ask for less work or more resources ({self._needs()})"
+        )
 
     def _failed(self, method: str, error: RayError) -> WorkersLost:
         return WorkersLost(

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import TCPStore
 
 from actors.learner_state import SavedState, ShardWriter
+from actors.liveness import Place, here
 from actors.weight_sender import ParamMeta, WeightSender
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
@@ -49,6 +50,10 @@ class LearnerWorker:
         self._world_size = world_size
         self._store: TCPStore | None = None
         self._sender: WeightSender | None = None
+
+    def place(self) -> Place:
+        """Answered beside the work: a sign of life."""
+        return here()
 
     def listen(self) -> tuple[str, int]:
         """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port."""

@@ -18,6 +18,8 @@ import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.incidents import Incidents
+from actors.liveness import CONTROL, CONTROL_GROUP, attended
 from actors.scorer_worker import LabeledSet, Pick, Scorer
 from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
 from genal_ray.config import RunConfig
@@ -64,19 +66,24 @@ class _Scored:
 class ScorerPool:
     """`genal_ray.interfaces.Scorer` on Ray actors; lives in the process that runs the loop."""
 
-    def __init__(self, config: RunConfig, scorer_class: type[Scorer] = Scorer) -> None:
+    def __init__(
+        self, config: RunConfig, scorer_class: type[Scorer] = Scorer, incidents: Incidents | None = None
+    ) -> None:
         """Stores; `start` starts the actors. `scorer_class` is what runs in them."""
         self._config = config
         self._scorer_class = scorer_class
+        self._incidents = incidents or Incidents()
         self._actors: list[Any] = []
+        self._places: list[Any] = []  # references of the actors' Place
         self._labeled: _Labeled | None = None
         self._num_retries = 0
 
     async def start(self) -> None:
         """Start the scorers and wait until they are ready. Raises RunError when one does not come up."""
         self._actors = [self._launch() for _ in range(self._config.scorer.num_actors)]
+        self._places = [_place(actor) for actor in self._actors]
         try:
-            await self.pids()
+            await asyncio.gather(*(self._ready(actor) for actor in self._actors))
         except BaseException:
             await self.stop()
             raise
@@ -85,11 +92,11 @@ class ScorerPool:
         """End the scorers; the pool may be started again."""
         for actor in self._actors:
             ray.kill(actor)
-        self._actors, self._labeled = [], None
+        self._actors, self._places, self._labeled = [], [], None
 
     async def pids(self) -> list[int]:
-        """Process ids of the scorers, once they are ready; they may be on several nodes."""
-        return await asyncio.gather(*(self._ready(actor) for actor in self._actors))
+        """Process ids of the scorers; they may be on several nodes."""
+        return [place.pid for place in await asyncio.gather(*self._places)]
 
     async def score(
         self,
@@ -232,7 +239,7 @@ class ScorerPool:
 
     async def _spread(self, work: _Work, call: Call) -> list[Any]:
         """Results of the pieces, in order; every scorer takes the next piece when it is free."""
-        workers = [asyncio.create_task(self._work(place, work, call)) for place in range(len(self._actors))]
+        workers = [asyncio.create_task(self._work(seat, work, call)) for seat in range(len(self._actors))]
         finished = asyncio.create_task(work.queue.join())
         try:
             await asyncio.wait([finished, *workers], return_when=asyncio.FIRST_COMPLETED)
@@ -245,40 +252,59 @@ class ScorerPool:
             await asyncio.gather(finished, *workers, return_exceptions=True)
         return work.results
 
-    async def _work(self, place: int, work: _Work, call: Call) -> None:
+    async def _work(self, seat: int, work: _Work, call: Call) -> None:
         while True:
             index = await work.queue.get()
+            actor = self._actors[seat]
             try:
-                result = await self._patiently(call(self._actors[place], work.references[index]))
+                result = await self._patiently(actor, call(actor, work.references[index]))
             except (RayActorError, TimeoutError) as error:
                 self._num_retries += 1
                 work.failed(index, error)
-                ray.kill(self._actors[place])  # it may only be hanging
-                self._actors[place] = self._launch()
-                await self._ready(self._actors[place])
+                await self._replace(seat, error)
             else:
                 work.succeeded(index, result)
 
-    async def _patiently(self, reference: Any) -> Any:
+    async def _replace(self, seat: int, error: Exception) -> None:
+        hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
+        await self._incidents.lost("scorer", error, hung=hung)
+        ray.kill(self._actors[seat])
+        self._actors[seat] = self._launch()
+        self._places[seat] = _place(self._actors[seat])
+        await self._ready(self._actors[seat])
+
+    async def _patiently(self, actor: Any, reference: Any) -> Any:
+        timeout_s, heartbeat_s = self._config.scorer.timeout_s, self._config.cluster.heartbeat_s
         try:
-            return await asyncio.wait_for(reference, self._config.scorer.timeout_s)
+            return await attended(reference, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
         except RayTaskError as error:
-            if isinstance(error.cause, GenalRayError):
-                raise error.cause from None
-            raise RunError(f"scoring failed: {error.cause!r}") from error
+            raise _own_error(error) from error
 
     def _launch(self) -> Any:
         scorer = self._config.scorer
         resources = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
-        return ray.remote(self._scorer_class).options(**resources).remote(self._config)
+        return ray.remote(**resources, concurrency_groups=CONTROL_GROUP)(self._scorer_class).remote(self._config)
 
-    async def _ready(self, actor: Any) -> int:
+    async def _ready(self, actor: Any) -> None:
         try:
-            return int(await self._patiently(actor.prepare.remote()))
+            async with asyncio.timeout(self._config.scorer.timeout_s):
+                await actor.prepare.remote()
+        except RayTaskError as error:
+            raise _own_error(error) from error
         except RayActorError as error:
             raise RunError(f"a scorer died at its start: {error}") from error
         except TimeoutError as error:
             raise RunError(f"a scorer was not ready within {self._config.scorer.timeout_s:g} s") from error
+
+
+def _place(actor: Any) -> Any:
+    """Reference of the actor's Place, which it tells even while it works."""
+    return actor.place.options(concurrency_group=CONTROL).remote()
+
+
+def _own_error(error: RayTaskError) -> GenalRayError:
+    """What a scorer raised, without Ray's wrapping, when it is one of ours."""
+    return error.cause if isinstance(error.cause, GenalRayError) else RunError(f"scoring failed: {error.cause!r}")
 
 
 class _Work:
@@ -307,9 +333,8 @@ class _Work:
         """Queue the piece again, or raise RunError when it has cost too many scorers."""
         self._attempts[index] += 1
         if self._attempts[index] == MAX_ATTEMPTS:
-            last = str(error) or "no answer in time"
             raise RunError(
-                f"a piece of {self._sizes[index]} texts lost {MAX_ATTEMPTS} scorers one after the other: {last}"
+                f"a piece of {self._sizes[index]} texts lost {MAX_ATTEMPTS} scorers one after the other: {error}"
             ) from error
         self.queue.put_nowait(index)
         self.queue.task_done()

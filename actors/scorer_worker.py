@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from actors.liveness import Place, here
 from genal_ray.acquisition import Batchwise, Features, Needs, Neighbours, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
@@ -67,8 +67,12 @@ class Scorer:
         self._labeled: Neighbours | None = None
         self._labeled_key: tuple[int, bool] | None = None
 
-    def prepare(self) -> int:
-        """Import what scoring needs, so that the first piece does not wait for it; returns the process id."""
+    def place(self) -> Place:
+        """Answered beside the work: a sign of life."""
+        return here()
+
+    def prepare(self) -> None:
+        """Import what scoring needs, so that the first piece does not wait for it."""
         if self._config.uses_models_for_scoring:
             import faiss
             import torch
@@ -77,7 +81,6 @@ class Scorer:
 
             torch.set_num_threads(self._config.scorer.threads)
             faiss.omp_set_num_threads(self._config.scorer.threads)
-        return os.getpid()
 
     def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[PieceTimes, Features]:
         """Features of texts. Raises RunError when the student cannot be loaded."""

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError
 
+from actors.incidents import Incidents
+from actors.liveness import Place, Unresponsive, attended
 from actors.student_mailbox import JobState, StudentMailbox
 from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
@@ -46,6 +48,7 @@ class RayStudent:
         evaluation: Sequence[LabeledInstance],
         storage: Path,
         stop_set: Sequence[Text] = (),
+        incidents: Incidents | None = None,
     ) -> None:
         """`storage` is a folder for Ray Train's own files, which `stop` removes; every student predicts `stop_set`."""
         self._config = config
@@ -54,10 +57,12 @@ class RayStudent:
         self._evaluation = tuple(evaluation)
         self._storage = storage.absolute()
         self._stop_set = tuple(stop_set)
+        self._incidents = incidents or Incidents()
         self._mailbox: Any = None
         self._jobs = 0
         self._busy = False
         self._restarts = 0
+        self._workers: tuple[Place, ...] = ()
 
     async def start(self) -> None:
         """Start the workers and wait until they hold the pretrained weights.
@@ -71,6 +76,7 @@ class RayStudent:
             stop_set=ray.put(self._stop_set),
             storage=str(self._storage),
             name=f"student-{uuid.uuid4().hex[:8]}",
+            heartbeat_s=self._config.cluster.heartbeat_s,
         )
         self._mailbox = ray.remote(StudentMailbox).options(num_cpus=0, max_concurrency=1000).remote(setup)
         seconds = START_TIMEOUT_S + self._config.cluster.resource_wait_s
@@ -97,8 +103,7 @@ class RayStudent:
         """Train a student on `labeled`, save it in `output_dir` and evaluate it.
 
         Metrics: `al/*` (`genal_ray.evaluation`), and `student/` loss, num_steps, samples_per_s, train_s,
-        eval_s and restarts. Raises RunError when workers crash too often or a fit takes longer than
-        `student.timeout_s`.
+        eval_s and restarts. Raises RunError when workers crash, or take longer than `student.timeout_s`, too often.
         """
         self._jobs += 1
         job = FitJob(
@@ -109,14 +114,7 @@ class RayStudent:
             warm_start_path=self._warm_start(version, output_dir),
         )
         self._busy = True  # and it stays so when this is cancelled: a worker in the middle of a fit sees no mailbox
-        try:
-            state = await _within(self._student.timeout_s, self._run(job, progress))
-        except TimeoutError as error:
-            await self._kill()
-            raise RunError(
-                f"training student {version} took longer than student.timeout_s ({self._student.timeout_s:g} s); "
-                "raise it, or lower student.epochs or student.min_steps"
-            ) from error
+        state = await self._run(job, progress)
         self._busy = False
         assert state.metrics is not None
         metrics = {**state.metrics, "student/restarts": float(state.attempts - 1)}
@@ -126,8 +124,7 @@ class RayStudent:
 
     async def worker_pids(self) -> dict[int, int]:
         """Rank -> process id of the training workers."""
-        pids: dict[int, int] = await self._mailbox.workers.remote()
-        return pids
+        return {rank: place.pid for rank, place in (await self._mailbox.workers.remote()).items()}
 
     async def stop(self) -> None:
         """End the Ray Train run, at once when it is training; nothing of it is left."""
@@ -146,26 +143,63 @@ class RayStudent:
                 if self._mailbox is None:
                     await self.start()
                 await self._mailbox.submit.remote(job)
-                return await self._follow(progress)
-            except RayActorError as error:
+                return await _within(self._student.timeout_s, self._follow(progress))
+            except (RayActorError, TimeoutError) as error:
+                overdue = isinstance(error, TimeoutError)
+                lost = self._overdue(error) if overdue else f"the student's mailbox died: {error}"
+                await self._incidents.lost("student", lost, hung=self._workers if overdue else ())
                 await self._kill()
                 self._restarts += 1
                 if self._restarts > self._student.max_failures:
                     raise RunError(
-                        f"the student's mailbox died {self._restarts} times, more often than student.max_failures "
-                        f"({self._student.max_failures}) allows: {error}"
+                        f"{lost}\nThe student's training was lost {self._restarts} times, more often than "
+                        f"student.max_failures ({self._student.max_failures}) allows"
                     ) from error
+
+    def _overdue(self, error: Exception) -> str:
+        if isinstance(error, Unresponsive):
+            return f"the student's mailbox hangs: {error}"
+        return (
+            f"training a student took longer than student.timeout_s ({self._student.timeout_s:g} s); raise it, or "
+            "lower student.epochs or student.min_steps"
+        )
 
     async def _follow(self, progress: Progress | None) -> JobState:
         state = JobState(revision=0)
         while not state.ended:
-            state = await self._mailbox.watch.remote(state.revision)
+            attempts = state.attempts
+            state = await self._news(state.revision)
+            if state.attempts > max(attempts, 1):
+                await self._incidents.lost("student worker", f"Ray Train began group {state.attempts} for this student")
+            self._workers = state.workers
             if progress is not None and state.total:
                 progress(state.done, state.total)
         if state.error is not None:
             await self._kill()
             raise state.error
         return state
+
+    async def _news(self, seen: int) -> JobState:
+        """The job's state once it is newer than `seen`; of workers that are silent for long the stacks are kept.
+
+        Raises Unresponsive when the mailbox hangs. Workers that hang are Ray Train's to replace.
+        """
+        patience, told = self._config.cluster.heartbeat_s, False
+        while True:
+            try:
+                news: JobState = await attended(
+                    self._mailbox.watch.remote(seen),
+                    self._mailbox.workers.remote,
+                    timeout_s=patience,
+                    heartbeat_s=patience,
+                )
+                return news
+            except Unresponsive:
+                raise
+            except TimeoutError:
+                if not told:
+                    await self._incidents.silent("student worker", self._workers)
+                told = True
 
     async def _kill(self) -> None:
         """Kill the mailbox, and with it the Ray Train controller and the workers that it owns."""

@@ -11,6 +11,7 @@ owns the Ray Train controller and through it the workers: killing this one actor
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import Any
 
 import ray
 
+from actors.liveness import Place
 from actors.student_worker import FitJob, WorkerSetup, make_trainer
 from genal_ray.errors import GenalRayError, RunError
 
@@ -33,6 +35,8 @@ class JobState:
     total: int = 0
     attempts: int = 0
     """Worker groups that were given the job: more than 1 after a crash."""
+    workers: tuple[Place, ...] = ()
+    """Of the last group, by rank."""
     metrics: Mapping[str, float] | None = None
     """Set when the job is finished."""
     stop_predictions: tuple[int, ...] = ()
@@ -53,7 +57,7 @@ class StudentMailbox:
         self._changed = asyncio.Condition()
         self._job: FitJob | None = None
         self._state = JobState(revision=0)
-        self._pids: dict[int, int] = {}
+        self._places: dict[int, Place] = {}
         self._ready: set[int] = set()
         self._closed = False
         self._failure: GenalRayError | None = None
@@ -62,6 +66,7 @@ class StudentMailbox:
     async def start(self) -> GenalRayError | None:
         """Start the Ray Train run and return when all its workers hold the pretrained weights, or what went wrong."""
         loop = asyncio.get_running_loop()
+        os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.5 * self._setup.heartbeat_s)
         limit = self._setup.student.max_failures
         trainer = make_trainer(self._setup, ray.get_runtime_context().current_actor)
 
@@ -95,13 +100,13 @@ class StudentMailbox:
             await self._changed.wait_for(lambda: self._state.revision > seen)
             return self._state
 
-    async def workers(self) -> dict[int, int]:
-        """Rank -> process id of the workers of the current group."""
-        return dict(self._pids)
+    async def workers(self) -> dict[int, Place]:
+        """The workers of the current group by rank; a sign of life, too."""
+        return dict(self._places)
 
-    async def join(self, rank: int, pid: int) -> None:
+    async def join(self, rank: int, place: Place) -> None:
         """A worker has started."""
-        self._pids[rank] = pid
+        self._places[rank] = place
         self._ready.discard(rank)
 
     async def ready(self, rank: int) -> None:
@@ -119,7 +124,8 @@ class StudentMailbox:
         async with self._changed:
             await self._changed.wait_for(lambda: self._closed or waiting() is not None)
         if not self._closed and rank == 0:
-            await self._advance(attempts=self._state.attempts + 1)
+            places = tuple(self._places[rank] for rank in sorted(self._places))
+            await self._advance(attempts=self._state.attempts + 1, workers=places)
         return None if self._closed else waiting()
 
     async def progress(self, number: int, done: int, total: int) -> None:

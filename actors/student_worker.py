@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from actors.liveness import here
 from genal_ray.config import StudentConfig
 from genal_ray.errors import GenalRayError
 from genal_ray.labels import LabelSpace
@@ -51,6 +52,8 @@ class WorkerSetup:
     """Sequence[Text] that every student predicts, for successive ones to be compared; may be empty."""
     storage: str
     name: str
+    heartbeat_s: float
+    """Workers that do not answer Ray Train for 1.5 times as long are replaced."""
 
     @property
     def num_workers(self) -> int:
@@ -96,7 +99,7 @@ def work(config: Mapping[str, Any]) -> None:
     mailbox = config["mailbox"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    ray.get(mailbox.join.remote(rank, os.getpid()))
+    ray.get(mailbox.join.remote(rank, here()))
     try:
         _quiet(setup.student.threads)
         pretrained = Pretrained.load(setup.student, setup.labels, get_device())

@@ -8,6 +8,7 @@ A finished run is not begun again and a run that was cut off goes on, so the sam
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -86,6 +87,8 @@ class _Work:
     """Bought by the runs that are not active."""
     active: list[_Active] = field(default_factory=list)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
+    losses: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Drivers of a run that died."""
 
 
 def plan(
@@ -332,7 +335,7 @@ def _look(active: _Active) -> None:
 def _finish(comparison: Comparison, active: _Active, work: _Work, view: ComparisonView) -> None:
     """What became of a run; its process ends, its curve joins the outputs."""
     import ray
-    from ray.exceptions import RayError, RayTaskError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
     job = active.job
     try:
@@ -345,16 +348,36 @@ def _finish(comparison: Comparison, active: _Active, work: _Work, view: Comparis
         elif status.reason is not None:  # not by the user: a cap on the chat model was reached
             work.failures[job.method, job.seed] = status.reason
             view.say(f"{job.title} stopped: {status.reason}")
+    except RayActorError as error:
+        _start_again(active, error, work, view)
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
         work.failures[job.method, job.seed] = str(cause)
         view.say(f"{job.title} failed: {cause}")
-        if job.config.generator is not None:
-            clean_up(job.config)
+    else:
+        return
     finally:
         contact.withdraw(job.store)
         ray.kill(active.driver)
-    write_outputs(comparison.directory, comparison.description, work.failures)
+        write_outputs(comparison.directory, comparison.description, work.failures)
+    if job.config.generator is not None:
+        clean_up(job.config)
+
+
+def _start_again(active: _Active, error: Exception, work: _Work, view: ComparisonView) -> None:
+    """A run whose driver died goes on from its files before any other begins, unless that happened too often."""
+    from actors.incidents import keep_incident  # imports Ray, which is there by now
+
+    job, allowed = active.job, active.job.config.cluster.max_restarts
+    key = job.method, job.seed
+    if work.losses[key] == allowed:
+        work.failures[key] = f"its driver died {allowed + 1} times, cluster.max_restarts allows {allowed}: {error}"
+        view.say(f"{job.title} failed: {work.failures[key]}")
+        return
+    work.losses[key] += 1
+    keep_incident(job.store.path, "driver", error)
+    work.waiting.insert(0, job)
+    view.say(f"{job.title}: its driver died; starting again, {work.losses[key]} of {allowed} times")
 
 
 def _ask_to_stop(work: _Work, times: int, view: ComparisonView) -> None:

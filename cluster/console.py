@@ -89,15 +89,16 @@ class PlainView:
     def __init__(self, to: Console) -> None:
         self._console = to
         self._shown = -1
-        self._noted = 0
+        self._noted: tuple[str, ...] = ()
 
     def say(self, text: str) -> None:
         self._console.print(escape(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
-        for note in status.notes[self._noted :]:
+        known = len(self._noted) if status.notes[: len(self._noted)] == self._noted else 0  # another driver began anew
+        for note in status.notes[known:]:
             self.say(note)
-        self._noted = len(status.notes)
+        self._noted = status.notes
         for report in status.reports:
             if report.round > self._shown:
                 cells = ", ".join(

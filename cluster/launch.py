@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,12 @@ from genal_ray.status import RunStatus
 from genal_ray.store import RunDirectory
 
 _POLL_S = 0.5
-_STATUS_TIMEOUT_S = 30.0
-_STOP_NOW_S = 60.0
+RESTART_BACKOFF_S = 2.0
+"""Before a driver is started again; twice as long before each further time."""
+
+
+class DriverLost(RunError):
+    """The driver, or the cluster under it, is gone; another one can go on."""
 
 
 def run(
@@ -74,22 +79,58 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
     placements = requirements(config)
     if address is None:
         check_local(config, placements, this_machine(store.path))
-    with _cluster(config, placements, address) as session:
-        if address is not None:
+    job = _Job(config=config, store=store, placements=placements, budget=checked.budget, address=address, view=view)
+    restarts = 0
+    while True:
+        try:
+            return _attempt(job, resume=resume or restarts > 0)
+        except DriverLost as error:
+            from actors.incidents import keep_incident  # imports Ray, which is there by now
+
+            if restarts == config.cluster.max_restarts:
+                raise RunError(
+                    f"{error}\nThe driver was lost {restarts + 1} times, cluster.max_restarts allows {restarts}. "
+                    f"What was done is kept; go on with: genal-ray resume {store.path}"
+                ) from error
+            restarts += 1
+            keep_incident(store.path, "driver", error)
+            of = f"{restarts} of {config.cluster.max_restarts} times"
+            view.say(f"{error}\nWhat was done is kept: starting again, {of}")
+            time.sleep(RESTART_BACKOFF_S * 2 ** (restarts - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A run that was checked."""
+
+    config: RunConfig
+    store: RunDirectory
+    placements: Sequence[Placement]
+    budget: Budget
+    address: str | None
+    """Of the cluster to join; None for a private one."""
+    view: View
+
+
+def _attempt(job: _Job, *, resume: bool) -> RunStatus:
+    """The run to its end, by one driver on one connection to Ray. Raises DriverLost when either is lost."""
+    config, store = job.config, job.store
+    with _cluster(config, job.placements, job.address) as session:
+        if job.address is not None:
             from cluster.session import check_not_running, wait_for_cluster
 
-            view.say(f"waiting for resources of the cluster at {address}")
+            job.view.say(f"waiting for resources of the cluster at {job.address}")
             check_not_running(driver_name(config))
-            wait_for_cluster(placements, config.cluster.resource_wait_s)
+            wait_for_cluster(job.placements, config.cluster.resource_wait_s)
         if not resume:
             store.create(config)
-        record_budget(store, checked.budget)
+        record_budget(store, job.budget)
         try:
-            return _drive(config, store, session.address, view)
+            return _drive(config, store, session.address, job.view)
         except RunError as error:
-            if address is not None:
+            if job.address is not None:
                 clean_up(config)
-            raise RunError(f"{error}{_evidence(session, store)}") from error
+            raise type(error)(f"{error}{_evidence(session, store)}") from error
 
 
 def record_budget(store: RunDirectory, budget: Budget) -> None:
@@ -121,7 +162,7 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
     driver = start_driver(config, store, address)
     try:
         with interrupts(config.cluster.grace_s) as arrived:
-            return _watch(driver, store, view, arrived)
+            return _watch(driver, store, view, arrived, config.cluster.heartbeat_s)
     finally:
         contact.withdraw(store)
 
@@ -156,32 +197,53 @@ def clean_up(config: RunConfig) -> None:
     delete_application(application_name(config))
 
 
-def _watch(driver: Any, store: RunDirectory, view: View, arrived: Interrupts) -> RunStatus:
-    """Show the driver's status until its work ends; pass interrupts on to it."""
-    import ray
-    from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+def _watch(
+    driver: Any, store: RunDirectory, view: View, arrived: Interrupts, heartbeat_s: float = 60.0
+) -> RunStatus:
+    """Show the driver's status until its work ends; pass interrupts on to it.
 
-    work = driver.run.remote()
+    Raises DriverLost when it dies, or says nothing for cluster.heartbeat_s.
+    """
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError
+
+    work, pid = driver.run.remote(), driver.pid.remote()
     heard = 0
     try:
+        asked, since = driver.status.remote(), time.monotonic()
         while True:
             done, _ = ray.wait([work], timeout=_POLL_S)
             if arrived.pressure > heard:
                 heard = _pass_on(driver, arrived.pressure, store, view)
-            try:
-                status: RunStatus = ray.get(driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
-            except GetTimeoutError:
-                continue
-            view.update(status)
+            answered, _ = ray.wait([asked], timeout=0)
+            if answered:
+                view.update(ray.get(asked))
+                asked, since = driver.status.remote(), time.monotonic()
+            elif time.monotonic() - since > heartbeat_s:
+                raise _hung(driver, pid, store, heartbeat_s)
             if done:
                 ray.get(work)
+                status: RunStatus = ray.get(driver.status.remote())
+                view.update(status)
                 return status
     except RayTaskError as error:
         raise _failure(error, store) from error
     except RayActorError as error:
-        raise RunError(
-            f"the driver process died: {error}\nWhat was done is kept; go on with: genal-ray resume {store.path}"
-        ) from error
+        raise DriverLost(f"the driver process died: {error}") from error
+
+
+def _hung(driver: Any, pid: Any, store: RunDirectory, heartbeat_s: float) -> DriverLost:
+    """Ends a driver that does not answer; its stack is kept first. It runs on this machine."""
+    import ray
+
+    from actors.incidents import keep_stacks
+    from actors.liveness import look_at
+
+    known, _ = ray.wait([pid], timeout=0)
+    kept = keep_stacks(store.path, "driver", [look_at(ray.get(pid))]) if known else None
+    ray.kill(driver)
+    where = "" if kept is None else f" (stacks: {kept})"
+    return DriverLost(f"the driver gave no sign of life for {heartbeat_s:g} s, cluster.heartbeat_s{where}")
 
 
 def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:

@@ -39,6 +39,7 @@ def commit(
         "al/num_unlabeled": len(run.pools.unlabeled),
         "version/student": number,
         "version/policy": policy,
+        "run/restarts": run.store.num_restarts,
     }
     for result in stages.values():
         metrics |= {name: value for name, value in result.metrics.items() if not name.startswith("llm/")}

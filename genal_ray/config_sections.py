@@ -273,6 +273,12 @@ class ClusterConfig(Section):
     )
     object_store_gib: float = Field(0.5, gt=0.07, description="shared memory of a private cluster, GiB")
     resource_wait_s: float = Field(60, gt=0, description="how long to wait for resources of a joined cluster")
+    heartbeat_s: float = Field(
+        60, ge=1, description="a process that is silent for so long hangs: its stack is kept, and it is replaced"
+    )
+    max_restarts: int = Field(
+        3, ge=0, description="times that a run whose driver, or whose private cluster, is lost goes on by itself"
+    )
     grace_s: float = Field(
         25, gt=0, description="after SIGTERM (Slurm, Kubernetes, spot machines): to end the stages in progress"
     )

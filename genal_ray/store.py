@@ -27,6 +27,9 @@ from genal_ray.types import RoundReport
 SCHEMA_VERSION = 2
 """Of the files of a run directory and the options of its configuration: one more whenever either changes."""
 
+INCIDENTS = "incidents.jsonl"
+"""A line for each process that was lost, or given up because it hung, and replaced."""
+
 _HEADER = re.compile(r"# schema (?P<schema>\d+), fingerprint (?P<fingerprint>[0-9a-f]{16})")
 
 
@@ -57,6 +60,12 @@ class RunDirectory:
     def lock_file(self) -> Path:
         """Held by the driver that is at work here."""
         return self.path / ".lock"
+
+    @property
+    def num_restarts(self) -> int:
+        """Parts that were lost and replaced in the whole run so far."""
+        file = self.path / INCIDENTS
+        return file.read_bytes().count(b"\n") if file.exists() else 0
 
     def check_new(self) -> None:
         """Raise UserError when the directory holds something already, a run or other files."""

@@ -21,6 +21,7 @@ from cluster import contact, launch, session
 from cluster.console import PlainView, TerminalView, console, show_outcome
 from cluster.interrupts import Interrupts, interrupts
 from cluster.resources import Placement
+from genal_ray.config import load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.store import RunDirectory
@@ -55,7 +56,12 @@ class FakeDriver:
         if self._ending == "die":
             os._exit(1)
 
+    async def pid(self) -> int:
+        return os.getpid()
+
     async def status(self) -> RunStatus:
+        if self._ending == "hang":
+            time.sleep(3600)
         state = State.STOPPED if self._stopped else State.DONE
         return RunStatus(state=state, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
 
@@ -85,7 +91,7 @@ def watch(ending: str, tmp_path: Path, *signals: int) -> tuple[RunStatus, Record
     view, arrived = Recorder(), Interrupts(grace_s=60)
     for number in signals:
         arrived.note(number)
-    return launch._watch(driver, RunDirectory(tmp_path), view, arrived), view
+    return launch._watch(driver, RunDirectory(tmp_path), view, arrived, heartbeat_s=3), view
 
 
 @pytest.mark.ray
@@ -104,7 +110,7 @@ def test_the_last_status_is_returned_and_shown(tmp_path: Path) -> None:
         ("user", UserError, "^no such column$"),
         ("failed", RunError, "the engine gave up(.|\n)*error.log(.|\n)*genal-ray resume"),
         ("fault", RunError, "KeyError: 'lost'"),
-        ("die", RunError, "the driver process died(.|\n)*genal-ray resume"),
+        ("die", launch.DriverLost, "the driver process died"),
     ],
 )
 def test_how_a_failed_driver_is_told(
@@ -112,6 +118,42 @@ def test_how_a_failed_driver_is_told(
 ) -> None:
     with pytest.raises(error, match=message):
         watch(ending, tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_driver_that_hangs_is_ended_and_its_stack_kept(tmp_path: Path) -> None:
+    with pytest.raises(launch.DriverLost, match=r"no sign of life for 3 s.*stacks/.*-driver\.txt"):
+        watch("hang", tmp_path)
+    (kept,) = (tmp_path / "stacks").iterdir()
+    assert "status" in kept.read_text()
+
+
+@pytest.mark.parametrize(("losses", "ends"), [(2, True), (3, False)])
+def test_a_lost_driver_is_started_again_a_few_times(
+    losses: int, ends: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config("demo", ["cluster.max_restarts=2"])
+    attempts: list[bool] = []
+
+    def attempt(job: Any, *, resume: bool) -> RunStatus:
+        attempts.append(resume)
+        job.store.path.mkdir(exist_ok=True)
+        if len(attempts) <= losses:
+            raise launch.DriverLost("the driver process died")
+        return STATUS
+
+    monkeypatch.setattr(launch, "_attempt", attempt)
+    monkeypatch.setattr(launch, "RESTART_BACKOFF_S", 0)
+    store, view = RunDirectory(tmp_path / "run"), Recorder()
+    if ends:
+        assert launch.launch(config, store, address=None, resume=False, view=view) is STATUS
+    else:
+        with pytest.raises(RunError, match=r"lost 3 times, cluster\.max_restarts allows 2(.|\n)*genal-ray resume"):
+            launch.launch(config, store, address=None, resume=False, view=view)
+    assert attempts == [False, True, True]
+    assert store.num_restarts == 2
+    assert [text.count("of 2 times") for text in view.said if "starting again" in text] == [1, 1]
 
 
 @pytest.mark.ray

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from ray import cloudpickle
 
+from actors.incidents import Incidents
 from actors.scorer import ScorerPool
 from actors.scorer_worker import LabeledSet, Scorer
 from genal_ray.acquisition import Acquisition, Features, Needs, Pointwise
@@ -36,7 +37,7 @@ WORDS = ["the", "battery", "never", "really", "works", "arrived", "broken", "but
 
 
 def config(**scorer: Any) -> RunConfig:
-    acquisition = scorer.pop("acquisition", "signal")
+    acquisition, heartbeat_s = scorer.pop("acquisition", "signal"), scorer.pop("heartbeat_s", 60)
     scorer = {"dtype": "float32", "piece_size": 24, "num_cpus": 0.5} | scorer
     return RunConfig.model_validate(
         {
@@ -46,6 +47,7 @@ def config(**scorer: Any) -> RunConfig:
             "student": {"model": "minilm", "max_length": 48},
             "scorer": scorer,
             "acquisition": acquisition,
+            "cluster": {"heartbeat_s": heartbeat_s},
         }
     )
 
@@ -126,11 +128,11 @@ class WatchedScorer(Scorer):
 class Running:
     """A started pool of watched scorers, driven from a synchronous test."""
 
-    def __init__(self, folder: Path, **scorer: Any) -> None:
+    def __init__(self, folder: Path, incidents: Incidents | None = None, **scorer: Any) -> None:
         self.folder = folder
         self._acquisition = config(**scorer).acquisition
         settings = config(**scorer).model_copy(update={"output_dir": str(folder)})
-        self.pool = ScorerPool(settings, WatchedScorer)
+        self.pool = ScorerPool(settings, WatchedScorer, incidents)
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> Running:
@@ -157,6 +159,7 @@ class Running:
             lambda: self.pool.score(candidates, labels(labeled), by, function, budget=budget, progress=progress)
         )
 
+    @property
     def pids(self) -> list[int]:
         return self._do(self.pool.pids)
 
@@ -229,11 +232,11 @@ def test_labeled_set_is_encoded_once(three: Running, student: StudentFit) -> Non
 
 def test_piece_of_a_killed_scorer_is_scored_elsewhere(three: Running, student: StudentFit) -> None:
     candidates, labeled = replace_text(instances(120), 17, "die once"), instances(20, prefix="labeled")
-    before = three.pids()
+    before = three.pids
     scores = three.score(candidates, labeled, student)
     np.testing.assert_allclose(scores.values, unsharded(candidates, labeled, student), rtol=1e-4)
     assert scores.metrics["score/retries"] == 1
-    after = three.pids()
+    after = three.pids
     assert len(after) == 3
     assert len(set(before) & set(after)) == 2
     np.testing.assert_array_equal(three.score(candidates, labeled, student).values, scores.values)
@@ -282,11 +285,25 @@ def test_random_needs_no_student_and_depends_on_seed_version_and_id_only(ray_ses
 def test_hanging_scorer_is_replaced(ray_session: None, tmp_path: Path) -> None:
     candidates = replace_text(instances(30), 3, "hang once")
     with Running(tmp_path, acquisition="random", timeout_s=8) as running:
-        before = running.pids()
+        before = running.pids
         scores = running.score(candidates, [], NOWHERE)
-        assert running.pids() != before
+        assert running.pids != before
     assert scores.metrics["score/retries"] == 1
     assert np.isfinite(scores.values).all()
+
+
+def test_stopped_scorer_is_replaced_and_its_stack_kept(ray_session: None, tmp_path: Path) -> None:
+    told: list[str] = []
+    with Running(tmp_path, acquisition="random", heartbeat_s=4, incidents=Incidents(tmp_path, told.append)) as running:
+        (stopped,) = running.pids
+        os.kill(stopped, signal.SIGSTOP)
+        assert np.isfinite(running.score(instances(30), [], NOWHERE).values).all()
+        assert running.pids != [stopped]
+    assert len(told) == 1
+    assert "scorer lost: no sign of life for 4 s (cluster.heartbeat_s) (stacks: stacks/" in told[0]
+    (stacks,) = (tmp_path / "stacks").iterdir()
+    assert f"process {stopped} ray::WatchedScorer" in stacks.read_text()
+    assert "stopped" in stacks.read_text()
 
 
 def test_piece_that_kills_every_scorer_ends_in_an_error(ray_session: None, tmp_path: Path) -> None:

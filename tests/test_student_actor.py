@@ -18,6 +18,7 @@ import tiny_students
 from safetensors.numpy import load_file
 from tiny_students import labeled, make_encoder, sentiment
 
+from actors.incidents import Incidents
 from actors.student import RayStudent
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import RunError, UserError
@@ -55,9 +56,12 @@ def run_config(folder: Path, **student: Any) -> RunConfig:
     )
 
 
-def make_student(folder: Path, **student: Any) -> RayStudent:
+def make_student(
+    folder: Path, *, heartbeat_s: float = 60, incidents: Incidents | None = None, **student: Any
+) -> RayStudent:
     config = run_config(folder, **student)
-    return RayStudent(config, Classes(LABELS), labeled(61, seed=1), folder / "train", stop_set=STOP_SET)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"heartbeat_s": heartbeat_s})})
+    return RayStudent(config, Classes(LABELS), labeled(61, seed=1), folder / "train", STOP_SET, incidents)
 
 
 def stop_predictions(path: str) -> tuple[int, ...]:
@@ -124,32 +128,32 @@ def test_same_student_again_after_a_crash_until_there_are_too_many(folder: Path)
 class Driver:
     """Uses the student as the run's driver does: from an async actor."""
 
-    async def two_workers(self, name: str) -> tuple[StudentFit, dict[int, int], str]:
-        """A fit by two workers, then one in the middle of which a worker stops answering."""
-        folder = Path(name)
-        student = make_student(folder, num_workers=2, timeout_s=25)
+    async def two_workers(self, name: str) -> tuple[StudentFit, StudentFit, dict[int, int], list[str]]:
+        """A fit by two workers, then one in the middle of which a worker stops answering; what the user is told."""
+        folder, told = Path(name), list[str]()
+        student = make_student(folder, num_workers=2, heartbeat_s=6, incidents=Incidents(folder, told.append))
         await student.start()
         pids = await student.worker_pids()
         whole = await student.fit(labeled(40, seed=0), 0, folder / "two")
-        try:
-            await student.fit(
-                labeled(40, seed=0), 1, folder / "hung", once(lambda: os.kill(pids[1], signal.SIGSTOP))
-            )
-            message = "it did not hang"
-        except RunError as error:
-            message = str(error)
+        hung = await student.fit(
+            labeled(40, seed=0), 0, folder / "hung", once(lambda: os.kill(pids[1], signal.SIGSTOP))
+        )
         await student.stop()
-        return whole, pids, message
+        return whole, hung, pids, told
 
 
-def test_two_workers_train_as_one_and_a_hang_ends(folder: Path) -> None:
+def test_two_workers_train_as_one_and_one_that_hangs_is_replaced(folder: Path) -> None:
     driver = ray.remote(Driver).options(num_cpus=0).remote()
-    two, pids, message = ray.get(driver.two_workers.remote(str(folder)))
+    two, hung, pids, told = ray.get(driver.two_workers.remote(str(folder)))
     ray.kill(driver)
     assert sorted(pids) == [0, 1]
-    assert "student.timeout_s (25 s)" in message
     _, alive = psutil.wait_procs([psutil.Process(p) for p in pids.values() if psutil.pid_exists(p)], timeout=30)
     assert not alive
+    assert told == ["student worker lost: Ray Train began group 2 for this student"]
+    assert hung.metrics["student/restarts"] == 1
+    assert hung.stop_predictions == two.stop_predictions
+    stacks = [path.read_text() for path in (folder / "stacks").iterdir()]
+    assert any(f"process {pids[1]} " in text and ": stopped" in text for text in stacks)
 
     assert two.stop_predictions == stop_predictions(two.path)
     seed = derive_seed(0, "student", 0)
@@ -165,9 +169,13 @@ def test_a_dead_mailbox_is_replaced(folder: Path) -> None:
         student = make_student(folder, max_failures=1)
         await student.start()
         try:
-            return await student.fit(
+            fit = await student.fit(
                 labeled(40, seed=0), 0, folder / "fit", once(lambda: ray.kill(student._mailbox))
             )
+            student._student = student._student.model_copy(update={"timeout_s": 0.05})
+            with pytest.raises(RunError, match=r"longer than student\.timeout_s \(0\.05 s\)(.|\n)*lost 2 times"):
+                await student.fit(labeled(40, seed=0), 1, folder / "late")
+            return fit
         finally:
             await student.stop()
 
