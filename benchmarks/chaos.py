@@ -1,28 +1,30 @@
-"""Kills processes of runs, at random but by seed, and audits what is left: nothing lost, nothing paid twice.
+"""Kills and stops processes of runs, at random but by seed, and audits what is left: nothing lost, nothing paid twice.
 
-    python benchmarks/chaos.py --kills 60 --out runs/chaos [--kinds driver,scorer,learner] [--first 0]
+    python benchmarks/chaos.py --faults 60 --out runs/chaos [--kinds driver,scorer,learner] [--hangs 12] [--seed 0]
 
-Each case starts the bundled example with small settings, sends SIGKILL to one process of one kind at one moment between
-the first stage and the last, and waits for the run to end. Where it did not end by itself, `genal-ray resume` goes on.
-Then `genal-ray verify` has to find nothing, the budget has to be spent to the last label, the rounds have to be as many
-as in an undisturbed run, and no process of the run may be left. OUT/cases.jsonl holds a line for each case: a case that
-is in it is not run again. Prints the table: cases, how they ended, and the median seconds that a kill cost.
+First one undisturbed run of the bundled example with small settings, then as many runs of the same seed as it takes: in
+each, one process after the other gets SIGKILL (of `--hangs` faults, SIGSTOP), of a kind and at a moment that the seed
+draws, the next one when a stage was finished since. A run that does not go on by itself is resumed. At its end
+`genal-ray verify` has to find nothing, the budget has to be spent to the last label, the rounds have to be as many as
+undisturbed, and no process may be left. OUT/faults.jsonl and OUT/runs.jsonl hold a line each; what is in them is not
+done again. Prints the table: of each kind how often, how the run went on, median seconds to the next finished stage.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import psutil
 
@@ -43,116 +45,210 @@ KINDS = {
     LAUNCHER: "",
 }
 """Kind of process -> what its command line holds; the launcher is the command itself."""
+MAY_HANG = ("driver", "scorer", "learner", "student worker", "generator replica", "engine core")
 
 SETTINGS = {
-    "data.pool_size": 90,
+    "seed": 0,
+    "data.pool_size": 160,
     "data.evaluation_size": 120,
     "budget.per_round": 20,
-    "budget.total": 80,
+    "budget.total": 160,
     "student.min_steps": 25,
     "strategy.candidates_per_label": 1.0,
     "learner.epochs": 1,
+    # What a run may lose is bounded; here it is lost on purpose.
+    "student.max_failures": 50,
+    "learner.max_failures": 50,
+    "cluster.max_restarts": 50,
+    "cluster.heartbeat_s": 20,
 }
-ROUNDS = 4
+ROUNDS = 8
 """Of these settings, the initial one included."""
-TIMEOUT_S = 900.0
+LONGEST_DELAY_S = 12.0
+"""Between a finished stage and the next fault."""
+TIMEOUT_S = 1500.0
 LEFT_OVER_S = 90.0
 """Within which the processes of a run that ended have to be gone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
-    """One kill and what came of it."""
+class Fault:
+    """What is done to a run."""
 
     number: int
     kind: str
+    signal: int = signal.SIGKILL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suffered:
+    """A fault that hit, and what came of it."""
+
+    number: int
+    kind: str
+    signal: str
+    run: int
     after: str
-    """The newest stage file when the process was killed."""
-    ended: str
-    """by itself, or resumed."""
-    first_stage_s: float
-    """From the start to the first stage."""
+    """The newest finished stage."""
+    resumed: bool
+    """Whether `genal-ray resume` was needed."""
+    recovery_s: float
+    """Until the next stage was finished, its work included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A run and its audit."""
+
+    number: int
+    num_faults: int
     seconds: float
     """From the start to the end, resuming included."""
-    findings: list[str]
-    leaked: list[str]
+    resumes: int
+    identical: bool
+    """Whether it bought the same labels, and its students are as accurate, as undisturbed."""
+    findings: list[str] = field(default_factory=list)
+    leaked: list[str] = field(default_factory=list)
     """Command lines of processes that stayed."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/chaos"))
-    parser.add_argument("--kills", type=int, default=60)
-    parser.add_argument("--first", type=int, default=0, help="number of the first case; it is the seed, too")
+    parser.add_argument("--faults", type=int, default=60)
+    parser.add_argument("--hangs", type=int, default=0, help="faults that are SIGSTOP")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", default=",".join(KINDS))
     args = parser.parse_args()
-    kinds, out = args.kinds.split(","), args.out.resolve()
+    out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    file = out / "cases.jsonl"
-    cases = [Case(**json.loads(line)) for line in file.read_text().splitlines()] if file.exists() else []
-    numbers = range(args.first, args.first + args.kills)
-    for number in [-1, *numbers]:
-        if all(case.number != number for case in cases):
-            kind = kinds[number % len(kinds)] if number >= 0 else "none"
-            whole = next((case for case in cases if case.number == -1), None)
-            cases.append(run_case(number, kind, out / f"case-{number}", whole))
-            with file.open("a") as lines:
-                lines.write(json.dumps(asdict(cases[-1])) + "\n")
-            print(cases[-1], flush=True)
-    print(table(cases))
-    if any(case.findings or case.leaked for case in cases):
+    suffered = [Suffered(**row) for row in read_lines(out / "faults.jsonl")]
+    outcomes = [Outcome(**row) for row in read_lines(out / "runs.jsonl")]
+    done = {fault.number for fault in suffered}
+    waiting = [fault for fault in plan(args) if fault.number not in done]
+    while not outcomes or waiting:
+        number = len(outcomes)
+        run = Run(number, out / f"run-{number}", random.Random(f"{args.seed}-{number}"))
+        hits = run.suffer(waiting if outcomes else [])
+        if outcomes and not hits:
+            raise SystemExit(f"no {waiting[0].kind} was found in a whole run")
+        waiting = [fault for fault in waiting if fault.number not in {hit.number for hit in hits}]
+        outcome = run.outcome(out / "run-0")
+        for row, file in [*((hit, "faults.jsonl") for hit in hits), (outcome, "runs.jsonl")]:
+            with (out / file).open("a") as lines:
+                lines.write(json.dumps(asdict(row)) + "\n")
+        suffered += hits
+        outcomes.append(outcome)
+        print(outcome, flush=True)
+    print(table(suffered, outcomes))
+    if any(outcome.findings or outcome.leaked for outcome in outcomes):
         raise SystemExit(1)
 
 
-def run_case(number: int, kind: str, directory: Path, whole: Case | None) -> Case:
-    """`whole` is the undisturbed run; None for that run itself."""
-    shutil.rmtree(directory, ignore_errors=True)
-    rng = random.Random(number)
-    settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    started = time.monotonic()
-    run = start("run", "demo", *settings, "--set", f"seed={max(number, 0)}", "--output-dir", str(directory))
-    seen: dict[int, psutil.Process] = {}
-    after, killed = "", whole is None
-    begun: float | None = None
-    delay = 0.0 if whole is None else rng.uniform(0, 0.9) * (whole.seconds - whole.first_stage_s)
-    while run.poll() is None and time.monotonic() - started < TIMEOUT_S:
-        tree = processes(run.pid)
-        seen |= {process.pid: process for process in tree}
-        if begun is None and (directory / "rounds" / "0000").is_dir():
-            begun = time.monotonic()
-        if not killed and begun is not None and time.monotonic() - begun >= delay:
-            victims = tree[:1] if kind == LAUNCHER else [process for process in tree[1:] if is_a(kind, process)]
-            if victims:
-                after, killed = newest_stage(directory), True
-                os.kill(rng.choice(victims).pid, signal.SIGKILL)
-        time.sleep(0.2)
-    findings = [] if killed else [f"there was no {kind} to kill"]
-    ended = "by itself" if run.poll() == 0 else "resumed"
-    end(run)
-    for _ in range(3):
-        if (directory / "outcome.json").exists():
-            break
-        time.sleep(5)
-        again = start("resume", str(directory))
-        while again.poll() is None and time.monotonic() - started < TIMEOUT_S:
-            seen |= {process.pid: process for process in processes(again.pid)}
-            time.sleep(0.5)
-        end(again)
-    seconds = time.monotonic() - started
-    return Case(
-        number=number,
-        kind=kind,
-        after=after,
-        ended=ended,
-        first_stage_s=round((begun or time.monotonic()) - started, 1),
-        seconds=round(seconds, 1),
-        findings=findings + audit(directory),
-        leaked=left_over(list(seen.values())),
-    )
+def plan(args: argparse.Namespace) -> list[Fault]:
+    """Kinds in turn, then shuffled."""
+    kinds: list[str] = args.kinds.split(",")
+    stopped = [kind for kind in kinds if kind in MAY_HANG]
+    faults = [(kinds[i % len(kinds)], signal.SIGKILL) for i in range(args.faults - args.hangs)]
+    faults += [(stopped[i % len(stopped)], signal.SIGSTOP) for i in range(args.hangs)]
+    random.Random(args.seed).shuffle(faults)
+    return [Fault(number=number, kind=kind, signal=sent) for number, (kind, sent) in enumerate(faults)]
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+class Run:
+    """One run that suffers faults."""
+
+    def __init__(self, number: int, directory: Path, rng: random.Random) -> None:
+        self.number, self.directory, self._rng = number, directory, rng
+        self._seen: dict[int, psutil.Process] = {}
+        self._hits: list[Suffered] = []
+        self._resumes = 0
+        self._seconds = 0.0
+
+    def suffer(self, faults: Sequence[Fault], settings: dict[str, Any] | None = None) -> list[Suffered]:
+        """The run to its end, with as many of the faults as it lasts for; those that hit, in their order."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        words = [word for key, value in (settings or SETTINGS).items() for word in ("--set", f"{key}={value}")]
+        begun = time.monotonic()
+        process = start("run", "demo", *words, "--output-dir", str(self.directory))
+        waiting = list(faults)
+        while not (self.directory / "outcome.json").exists() and time.monotonic() - begun < TIMEOUT_S:
+            if process.poll() is not None:
+                process = self._resume()
+            stage = newest_stage(self.directory)
+            if waiting and stage and self._sleep(process, self._rng.uniform(0, LONGEST_DELAY_S)):
+                victims = self._victims(process, waiting[0].kind)
+                if victims:
+                    process = self._inject(process, self._rng.choice(victims), waiting.pop(0), begun)
+            self._sleep(process, 0.2)
+        self._wait(process, 60)
+        end(process)
+        self._seconds = time.monotonic() - begun
+        return self._hits
+
+    def outcome(self, undisturbed: Path) -> Outcome:
+        return Outcome(
+            number=self.number,
+            num_faults=len(self._hits),
+            seconds=round(self._seconds, 1),
+            resumes=self._resumes,
+            identical=results(self.directory) == results(undisturbed),
+            findings=audit(self.directory),
+            leaked=left_over(list(self._seen.values())),
+        )
+
+    def _inject(
+        self, process: subprocess.Popen[bytes], victim: psutil.Process, fault: Fault, begun: float
+    ) -> subprocess.Popen[bytes]:
+        """Until the next stage is finished; returns the process that the run goes on with."""
+        after, resumes, hit = newest_stage(self.directory), self._resumes, time.monotonic()
+        victim.send_signal(fault.signal)
+        while newest_stage(self.directory) == after and not (self.directory / "outcome.json").exists():
+            if time.monotonic() - begun > TIMEOUT_S:
+                break
+            if process.poll() is not None:
+                process = self._resume()
+            self._sleep(process, 0.2)
+        self._hits.append(
+            Suffered(
+                number=fault.number,
+                kind=fault.kind,
+                signal=signal.Signals(fault.signal).name,
+                run=self.number,
+                after=after,
+                resumed=self._resumes > resumes,
+                recovery_s=round(time.monotonic() - hit, 1),
+            )
+        )
+        return process
+
+    def _resume(self) -> subprocess.Popen[bytes]:
+        time.sleep(2)  # as long as a person, or a supervisor, would take at least
+        self._resumes += 1
+        return start("resume", str(self.directory))
+
+    def _victims(self, process: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
+        tree = processes(process.pid)
+        return tree[:1] if kind == LAUNCHER else [one for one in tree[1:] if is_a(kind, one)]
+
+    def _sleep(self, process: subprocess.Popen[bytes], seconds: float) -> bool:
+        """Remembers all processes of the run; whether it still runs."""
+        time.sleep(seconds)
+        self._seen |= {one.pid: one for one in processes(process.pid)}
+        return process.poll() is None
+
+    def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while process.poll() is None and time.monotonic() < until:
+            self._sleep(process, 0.5)
 
 
 def start(*words: str) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).with_name("genal-ray")), *words]
+    command = [sys.executable, "-m", "cluster.cli", *words]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -179,19 +275,34 @@ def is_a(kind: str, process: psutil.Process) -> bool:
 
 
 def newest_stage(directory: Path) -> str:
-    files = [path for path in (directory / "rounds").glob("*/*") if path.suffix == ".json" or path.name == "COMMITTED"]
+    """Round and name of the stage that was finished last; empty before the first."""
+    files = [
+        path
+        for path in (directory / "rounds").glob("*/*")
+        if path.suffix == ".json" or path.name == "COMMITTED"
+    ]
     newest = max(files, key=lambda path: path.stat().st_mtime_ns, default=None)
     return "" if newest is None else f"{newest.parent.name}/{newest.stem}"
 
 
+def results(directory: Path) -> tuple[list[str], list[Any]]:
+    """Labels in the order in which they were bought, and the students' accuracy by round."""
+    ledger = directory / "labels" / "ledger.jsonl"
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()] if ledger.exists() else []
+    accuracy = [row.get("al/accuracy") for row in read_lines(directory / "metrics.jsonl")]
+    return [f"{row['id']} {row['label']} {row['round']}" for row in rows], accuracy
+
+
 def audit(directory: Path) -> list[str]:
-    command = [str(Path(sys.executable).with_name("genal-ray")), "verify", str(directory), "--json"]
+    command = [sys.executable, "-m", "cluster.cli", "verify", str(directory), "--json"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         verdict = json.loads(found.stdout)
     except ValueError:
         return [f"verify: {found.stderr.strip() or found.stdout.strip()}"]
     wrong = [f"{finding['place']}: {finding['what']}" for finding in verdict["findings"]]
+    if not (directory / "outcome.json").exists():
+        wrong.append("the run did not end")
     if verdict["num_rounds"] != ROUNDS:
         wrong.append(f"{verdict['num_rounds']} rounds, expected {ROUNDS}")
     if verdict["num_labels"] != SETTINGS["budget.total"]:
@@ -212,18 +323,25 @@ def left_over(seen: list[psutil.Process]) -> list[str]:
     return lines
 
 
-def table(cases: list[Case]) -> str:
-    whole = next(case.seconds for case in cases if case.number == -1)
-    head = "| killed | times | ended by itself | resumed | findings | left over | cost, s (median) |"
-    lines = [head, "|---" * 7 + "|"]
+def table(suffered: Sequence[Suffered], outcomes: Sequence[Outcome]) -> str:
+    head = "| process | signal | times | went on by itself | resumed | s to the next stage (median) |"
+    lines = [head, "|---" * 6 + "|"]
     for kind in KINDS:
-        of_kind = [case for case in cases if case.kind == kind]
-        if of_kind:
-            alone = sum(case.ended == "by itself" for case in of_kind)
-            wrong, leaked = sum(bool(case.findings) for case in of_kind), sum(bool(case.leaked) for case in of_kind)
-            cost = median(case.seconds - whole for case in of_kind)
-            figures = [kind, len(of_kind), alone, len(of_kind) - alone, wrong, leaked, f"{cost:.0f}"]
-            lines.append("| " + " | ".join(map(str, figures)) + " |")
+        for sent in ("SIGKILL", "SIGSTOP"):
+            hits = [hit for hit in suffered if (hit.kind, hit.signal) == (kind, sent)]
+            if hits:
+                resumed = sum(hit.resumed for hit in hits)
+                figures = [kind, sent, len(hits), len(hits) - resumed, resumed]
+                lines.append("| " + " | ".join(map(str, figures)) + f" | {median(h.recovery_s for h in hits):.0f} |")
+    undisturbed, *disturbed = outcomes
+    lines += [
+        "",
+        f"{len(suffered)} faults in {len(disturbed)} runs; undisturbed {undisturbed.seconds:.0f} s, disturbed "
+        f"{median(run.seconds for run in disturbed):.0f} s (median)" if disturbed else "no run was disturbed",
+        f"runs with findings {sum(bool(run.findings) for run in disturbed)}, with processes left "
+        f"{sum(bool(run.leaked) for run in disturbed)}, with the undisturbed run's labels and accuracies "
+        f"{sum(run.identical for run in disturbed)}",
+    ]  # fmt: skip
     return "\n".join(lines)
 
 
