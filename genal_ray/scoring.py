@@ -44,6 +44,10 @@ class Piece:
     seeds: npt.NDArray[np.uint64]
     """[n], one per text."""
 
+    def part(self, start: int, stop: int) -> Piece:
+        """Texts `start` to `stop`."""
+        return Piece(texts=self.texts[start:stop], seeds=self.seeds[start:stop])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceTimes:
@@ -73,6 +77,17 @@ def featurize(piece: Piece, needs: Needs, model: Predictor | None) -> tuple[Feat
     if needs.normalized:
         features = normalized(features)
     return features, PieceTimes(student_s=time.perf_counter() - started)
+
+
+def finite(features: Features) -> npt.NDArray[np.bool_]:
+    """[n], whether all that is known of a text is finite."""
+    arrays = [features.probs, features.encodings]
+    if features.dropout_probs is not None:
+        arrays.append(features.dropout_probs.reshape(len(features), -1))
+    if (words := features.words) is not None:
+        arrays.append(np.stack([words.mean_entropy, words.max_entropy, words.mean_log_prob], axis=1))
+    found: npt.NDArray[np.bool_] = np.all([np.isfinite(array).all(axis=1) for array in arrays], axis=0)
+    return found
 
 
 def normalized(features: Features) -> Features:

@@ -134,7 +134,7 @@ def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.Mon
             llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
             labeler = LLMAnnotator(abstain=True).load(corpus(), Setting(domain="reviews", seed=0, llm=llm))
             annotation = Annotation({"synthetic": ("llm", labeler)}, ledger, llm)
-            figures = await annotation.buy(items, round=1, progress=lambda done, total: None)
+            _, figures = await annotation.buy(items, round=1, progress=lambda done, total: None)
             await llm.close()
             return [item.instance.id for item in annotation.bought([i.id for i in items])], figures
 
