@@ -28,6 +28,7 @@ def build_rollouts(
         dtype=np.float64,
     )
     shaped = shape_rewards(raw, config)
+    assert np.isfinite(shaped).all(), "one reward that is not finite would spoil a whole update"
     kept = raw[np.isfinite(raw)]
     metrics = {
         "rl/reward_mean": float(kept.mean()) if len(kept) else 0.0,

@@ -60,7 +60,7 @@ class PieceTimes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceScores:
     values: FloatArray
-    """float32 [n], in the order of the piece."""
+    """float32 [n], in the order of the piece; not finite where there is no score."""
     times: PieceTimes
     nearest: Nearest | None
     """Neighbours that the acquisition function looked up, if any."""
@@ -100,13 +100,14 @@ def normalized(features: Features) -> Features:
 def score_piece(
     piece: Piece, acquisition: Pointwise, model: Predictor | None, labeled: Neighbours | None
 ) -> PieceScores:
-    """Scores of a piece. `model` and `labeled` are None for an acquisition function that needs none."""
+    """Scores of a piece, NaN where the features are not finite. `model` and `labeled` are None for an acquisition
+    function that needs none."""
     features, times = featurize(piece, acquisition.needs, model)
     started = time.perf_counter()
     observed = None if labeled is None else _Observed(labeled)
     values = acquisition.score(features, observed or Neighbours(), piece.seeds)
     return PieceScores(
-        values=values,
+        values=np.where(finite(features), values, np.float32(np.nan)),
         times=replace(times, acquisition_s=time.perf_counter() - started),
         nearest=None if observed is None else observed.nearest,
     )

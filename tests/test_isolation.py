@@ -88,10 +88,10 @@ def test_any_number_of_bad_texts_costs_a_bounded_number_of_scorers(case: tuple[l
     assert simulation.num_lost <= MAX_FAILURES + 2 * workers
 
 
-@given(st.integers(0, 2**16), st.integers(1, 2))
-@settings(max_examples=100, deadline=None)
-def test_accidents_set_nothing_aside_that_can_be_scored(seed: int, accidents: int) -> None:
-    simulation = Simulation([40, 40, 40], {(1, 7)}, workers=2, accidents=accidents, seed=seed)
+@given(st.integers(0, 2**16))
+@settings(max_examples=200, deadline=None)
+def test_an_accident_sets_nothing_aside_that_can_be_scored(seed: int) -> None:
+    simulation = Simulation([40, 40, 40], {(1, 7)}, workers=2, accidents=1, seed=seed)
     assert simulation.run() == {(1, 7)}
     assert len(simulation.done) == 119
 
