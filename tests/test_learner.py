@@ -17,18 +17,16 @@ import psutil
 import pytest
 import ray
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_ppo import TorchEngine, make_policy, make_rollouts, update
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.learner import LearnerGroup
-from actors.learner_state import SavedState, ShardWriter
 from actors.learner_worker import LearnerWorker
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError, UserError
-from genal_ray.policy_model import policy_parameters, trainable
+from genal_ray.policy_model import trainable
 from genal_ray.seeds import derive_seed
 from genal_ray.types import PolicyUpdate, Rollout
 
@@ -385,30 +383,3 @@ def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: 
             await group.update(make_rollouts(3), 1, tmp_path / "1")
 
     asyncio.run(scenario())
-
-
-def test_a_state_is_sharded_and_refused_under_another_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("actors.learner_state.SHARD_BYTES", 100)
-    writer, tensors = ShardWriter(tmp_path / "s"), {f"t{i}": torch.rand(i + 1, 9) for i in range(5)}
-    for name, tensor in tensors.items():
-        writer.add(name, tensor)
-    writer.finish({"model": "a", "lora": None})
-    assert len(list((tmp_path / "s").glob("*.safetensors"))) > 1
-    state = SavedState(tmp_path / "s")
-    assert_equal(dict(state), tensors)
-    state.check({"model": "a"})
-    with pytest.raises(UserError, match="lora was None, now 'x'"):
-        state.check({"lora": "x"})
-    (tmp_path / "s" / "state-00001.safetensors").write_bytes(b"cut off")
-    with pytest.raises(SafetensorError):
-        SavedState(tmp_path / "s")
-
-
-def test_hugging_face_names_of_a_lora_policy_are_the_base_models(tiny_lm: Path) -> None:
-    names = [
-        [name for name, *_ in policy_parameters(make_policy(tiny_lm, make_config(tiny_lm, lora=lora).learner))]
-        for lora in (None, LORA)
-    ]
-    assert names[0] == names[1]
