@@ -179,6 +179,7 @@ class Driver:
             seed=self._config.seed,
             llm=llm,
             begun=len(ledger) > 0,
+            max_error_rate=self._config.guards.max_error_rate,
         )
         labelers: dict[Origin, tuple[str, Labeler]] = {}
         for origin in ("real", "synthetic"):
@@ -189,7 +190,7 @@ class Driver:
             "annotators.json",
             {o: {"name": name, "accuracy": labeler.accuracy} for o, (name, labeler) in labelers.items()},
         )
-        return Annotation(labelers, ledger, llm)
+        return Annotation(labelers, ledger, llm, max_error_rate=self._config.guards.max_error_rate)
 
 
 def application_name(config: RunConfig) -> str:

@@ -103,7 +103,7 @@ class LearnerGroup:
         `kl_factor` (above 0) multiplies the KL coefficient of this and all later updates.
 
         `rl/restarts` counts the groups of the run that were replaced. Raises RunError when that is not allowed any
-        more, and for a loss that is not finite; the group is then stopped.
+        more, and when too many steps had a loss or gradient that is not finite; the group is then stopped.
         """
         started = time.perf_counter()
         shared = ray.put(list(rollouts))

@@ -6,6 +6,7 @@ Adam moments are gathered whole, one at a time, whatever the ZeRO stage; so a st
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -57,11 +58,14 @@ class DeepSpeedEngine:
 
     def step(self) -> float:
         if self._config.zero_stage > 0:
-            self._engine.step()
+            self._engine.step()  # skips the step of a norm that is not finite, and then tells inf, on every worker
             return float(self._engine.get_global_grad_norm())
-        norm = nn.utils.clip_grad_norm_(trainable(self.module).values(), self._config.max_grad_norm)
-        self._engine.step()
-        return float(norm)
+        norm = float(nn.utils.clip_grad_norm_(trainable(self.module).values(), self._config.max_grad_norm))
+        if math.isfinite(norm):
+            self._engine.step()
+        else:  # gradients are the workers' mean, so that they all know
+            self._engine.zero_grad()
+        return norm
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:

@@ -6,6 +6,7 @@ update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a pl
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -100,7 +101,8 @@ class LearnerWorker:
     def update(
         self, rollouts: Sequence[Rollout], version: int, output_dir: Path, kl_factor: float = 1.0
     ) -> dict[str, float]:
-        """One update, then policy and state are saved below `output_dir`; returns `rl/*` metrics.
+        """One update, then policy and state are saved below `output_dir`; returns `rl/*` metrics. Raises RunError, and
+        saves nothing, when too many steps were skipped.
 
         `kl_factor` multiplies the KL coefficient from here on. Random numbers follow from the run's seed and
         `version` alone: an update that is repeated repeats itself.
@@ -121,6 +123,7 @@ class LearnerWorker:
                 train_trunk=train_trunk,
                 rng=np.random.default_rng(derive_seed(self._config.seed, "ppo", version)),
                 workers=Workers(rank=self._rank, size=self._world_size, sum=self._sum),
+                max_error_rate=self._config.guards.max_error_rate,
             )
             self._adapt(metrics["rl/kl"], len(batch))
         self._num_updates += 1
@@ -184,7 +187,7 @@ class LearnerWorker:
 
     def _adapt(self, kl: float, num_sequences: int) -> None:
         settings = self._learner.kl
-        if settings.adaptive:
+        if settings.adaptive and math.isfinite(kl):
             self._kl_coefficient = adapted_coefficient(
                 self._kl_coefficient,
                 kl=kl,

@@ -1,4 +1,5 @@
-"""The pool of scorers: hands out pieces to whoever is free, and replaces scorers that die or hang.
+"""The pool of scorers: hands out pieces to whoever is free, replaces scorers that die or hang, and sets texts aside
+that make them do so.
 
     labeled --cut--> featurize on the scorers --> features in the object store, once per student and labeled set
                                                         |
@@ -12,25 +13,26 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.incidents import Incidents
-from actors.liveness import CONTROL, CONTROL_GROUP, attended
-from actors.scorer_worker import LabeledSet, Pick, Scorer
+from actors.liveness import CONTROL, CONTROL_GROUP, Unresponsive, attended
+from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
 from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
+from genal_ray.isolation import Isolation, Part
+from genal_ray.scored import Done, Scored, named, neighbourhood, refuse_crashing, refuse_non_finite, score_metrics
 from genal_ray.scoring import Piece, PieceScores, PieceTimes, cut
 from genal_ray.seeds import derive_seed
-from genal_ray.types import FloatArray, Instance, LabeledInstance, Neighbourhood, Prediction, Scores, StudentFit
+from genal_ray.types import Instance, LabeledInstance, Prediction, Scores, StudentFit
 
-MAX_ATTEMPTS = 3
-"""Scorers that one piece may lose before scoring is given up."""
+T = TypeVar("T")
 
 Call = Callable[[Any, Any], Any]
 """(scorer handle, reference of a piece) -> reference of its result."""
@@ -54,13 +56,6 @@ class _Stage:
     student: StudentFit | None
     rows: Sequence[Rows]
     progress: Progress | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Scored:
-    values: FloatArray
-    times: Sequence[PieceTimes]
-    neighbours: Neighbourhood | None
 
 
 class ScorerPool:
@@ -110,8 +105,10 @@ class ScorerPool:
     ) -> Scores:
         """Scores in the order of `candidates`, the same for any number of scorers.
 
-        A batch-mode function's picks score budget, budget - 1, ..., 1 and all else 0. Raises RunError when a piece
-        keeps losing its scorer, when the student cannot be loaded, and when scores are not finite.
+        A batch-mode function's picks score budget, budget - 1, ..., 1 and all else 0. Candidates that crash scorers, or
+        whose score or features are not finite, are in `failed`. Raises RunError when scorers are lost whatever the
+        text, when the student cannot be loaded, and when labeled instances crash scorers or their features are not
+        finite.
         """
         assert self._actors, "start() comes first"
         if not candidates:
@@ -129,82 +126,95 @@ class ScorerPool:
         else:
             assert isinstance(acquisition, Pointwise)
             scored = await self._score_pieces(stage, acquisition, known)
-        ids = tuple(c.id for c in candidates)
-        _refuse_non_finite("scores of the candidates", scored.values[:, None], ids, student)
+        scored = scored.finite
         return Scores(
-            ids=ids,
+            ids=tuple(candidates[row].id for row in scored.rows),
             values=scored.values,
             student_version=_version(student),
-            metrics=_metrics(scored, len(stage.rows), time.perf_counter() - started, self._num_retries),
+            failed={candidates[row].id: why for row, why in sorted(scored.failed.items())},
+            metrics=score_metrics(scored, len(stage.rows), time.perf_counter() - started, self._num_retries),
             neighbours=scored.neighbours,
         )
 
     async def predict(
         self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
     ) -> list[Prediction]:
-        """What the student says of each instance. Raises RunError as `score` does."""
+        """What the student says of each instance. Raises RunError as `score` does of labeled instances."""
         assert self._actors, "start() comes first"
         rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
         pieces = [self._piece([instances[i] for i in part], student) for part in rows]
-        parts: list[list[Prediction]] = await self._spread(
-            _Work(pieces, rows, progress), lambda actor, piece: actor.predict.remote(piece, student)
+        done: Done[list[Prediction]] = await self._spread(
+            pieces, rows, lambda actor, piece: actor.predict.remote(piece, student), progress
         )
-        flat = [prediction for part in parts for prediction in part]
-        predictions = [flat[i] for i in np.argsort(np.concatenate(rows))]
+        refuse_crashing(done.crashing, instances)
+        flat = [prediction for part in done.results for prediction in part]
+        predictions = [flat[i] for i in done.order]
         confidences = np.array([[p.confidence] for p in predictions], dtype=np.float32)
-        _refuse_non_finite("predictions", confidences, tuple(i.id for i in instances), student)
+        refuse_non_finite("predictions", confidences, tuple(i.id for i in instances), student)
         return predictions
 
-    async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> _Scored:
+    async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> Scored:
         labeled = None if known is None else known.set
-        results: list[PieceScores] = await self._spread(
-            _Work(self._pieces(stage), stage.rows, stage.progress),
+        done: Done[PieceScores] = await self._spread(
+            self._pieces(stage),
+            stage.rows,
             lambda actor, piece: actor.score.remote(piece, stage.student, acquisition, labeled),
+            stage.progress,
         )
-        values = np.empty(len(stage.candidates), dtype=np.float32)
-        for part, result in zip(stage.rows, results, strict=True):
-            values[part] = result.values
-        return _Scored(
-            values=values,
-            times=[result.times for result in results],
-            neighbours=None if known is None else _neighbourhood(stage.rows, results, known),
+        values = [result.values for result in done.results]
+        return Scored(
+            rows=done.flat,
+            values=np.concatenate([np.zeros(0, np.float32), *values])[done.order],
+            failed=done.crashing,
+            times=[result.times for result in done.results],
+            neighbours=None if known is None else neighbourhood(done, known.ids),
         )
 
     async def _pick(
         self, stage: _Stage, acquisition: Batchwise, known: _Labeled | None, budget: int
-    ) -> _Scored:
-        """Features stay in the object store; one scorer gathers them and chooses."""
-        values = np.zeros(len(stage.candidates), dtype=np.float32)
-        if not len(values):
-            return _Scored(values=values, times=[], neighbours=None)
-        features = await self._featurize(self._pieces(stage), stage.student, acquisition.needs, stage.progress)
+    ) -> Scored:
+        """Features stay in the object store; one scorer gathers them and chooses among those that are finite."""
+        done = await self._featurize(self._pieces(stage), stage.rows, stage.student, acquisition.needs, stage.progress)
+        known_of = [k for k, _ in done.results]
+        finite = np.concatenate([np.zeros(0, np.bool_), *(k.finite for k in known_of)])[done.order]
+        rows, order = done.flat[finite], done.order[finite]
+        why = f"what {named(stage.student)} says of it is not finite"
+        failed = done.crashing | {int(row): why for row in done.flat[~finite]}
+        values, times = np.zeros(len(rows), dtype=np.float32), [k.times for k in known_of]
+        if not len(rows):
+            return Scored(rows=rows, values=values, failed=failed, times=times, neighbours=None)
         job = Pick(
             acquisition=acquisition,
-            parts=[reference for _, reference in features],
-            order=np.argsort(np.concatenate(stage.rows)),
-            synthetic=np.array([c.origin == "synthetic" for c in stage.candidates]),
+            parts=[reference for _, reference in done.results],
+            order=order,
+            synthetic=np.array([stage.candidates[row].origin == "synthetic" for row in rows]),
             labeled=None if known is None else known.set.features,
             budget=budget,
             seed=derive_seed(self._config.seed, "pick", _version(stage.student)),
         )
-        ((picked, seconds),) = await self._spread(
-            _Work([job], [np.arange(len(values))]), lambda actor, piece: actor.pick.remote(piece)
+        picking: Done[tuple[Rows, float]] = await self._spread(
+            [job], [np.arange(len(values))], lambda actor, piece: actor.pick.remote(piece)
         )
+        ((picked, seconds),) = picking.results
         values[picked] = np.arange(budget, budget - len(picked), -1)
-        times = [*(t for t, _ in features), PieceTimes(student_s=0.0, acquisition_s=seconds)]
-        return _Scored(values=values, times=times, neighbours=None)
+        times.append(PieceTimes(student_s=0.0, acquisition_s=seconds))
+        return Scored(rows=rows, values=values, failed=failed, times=times, neighbours=None)
 
     async def _featurize(
-        self, pieces: Sequence[Piece], student: StudentFit | None, needs: Needs, progress: Progress | None = None
-    ) -> list[tuple[PieceTimes, Any]]:
-        """Of each piece the times, and the reference of its features."""
+        self,
+        pieces: Sequence[Piece],
+        rows: Sequence[Rows],
+        student: StudentFit | None,
+        needs: Needs,
+        progress: Progress | None = None,
+    ) -> Done[tuple[Known, Any]]:
+        """Of each piece what is known of its features, and their reference."""
 
-        async def call(actor: Any, piece: Any) -> tuple[PieceTimes, Any]:
-            times, features = actor.featurize.options(num_returns=2).remote(piece, student, needs)
-            return await times, features
+        async def call(actor: Any, piece: Any) -> tuple[Known, Any]:
+            known, features = actor.featurize.options(num_returns=2).remote(piece, student, needs)
+            return await known, features
 
-        rows = [np.arange(len(piece.texts)) for piece in pieces]
-        return await self._spread(_Work(pieces, rows, progress), call)
+        return await self._spread(pieces, rows, call, progress)
 
     def _pieces(self, stage: _Stage) -> list[Piece]:
         return [self._piece([stage.candidates[i] for i in part], stage.student) for part in stage.rows]
@@ -227,18 +237,23 @@ class ScorerPool:
             rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
             pieces = [self._piece([instances[i] for i in part], student) for part in rows]
             plain = Needs(pretrained=needs.pretrained)
-            parts = [await reference for _, reference in await self._featurize(pieces, student, plain)]
-            features = Features.concatenate(parts).take(np.argsort(np.concatenate(rows)))
-            _refuse_non_finite("predictions for labeled instances", features.probs, ids, student)
-            _refuse_non_finite("encodings of labeled instances", features.encodings, ids, student)
+            done = await self._featurize(pieces, rows, student, plain)
+            refuse_crashing(done.crashing, instances)
+            parts = [await reference for _, reference in done.results]
+            features = Features.concatenate(parts).take(done.order)
+            refuse_non_finite("predictions for labeled instances", features.probs, ids, student)
+            refuse_non_finite("encodings of labeled instances", features.encodings, ids, student)
             key = self._labeled.set.key + 1 if self._labeled else 0
             # Put by this process, so that no lost node takes it along.
             found = LabeledSet(key=key, features=ray.put(features))
             self._labeled = _Labeled(source=source, ids=ids, set=found)
         return self._labeled
 
-    async def _spread(self, work: _Work, call: Call) -> list[Any]:
-        """Results of the pieces, in order; every scorer takes the next piece when it is free."""
+    async def _spread(
+        self, pieces: Sequence[Any], rows: Sequence[Rows], call: Call, progress: Progress | None = None
+    ) -> Done[Any]:
+        """What became of the pieces; every scorer takes the next part when it is free."""
+        work = _Work(pieces, rows, progress, num_workers=len(self._actors))
         workers = [asyncio.create_task(self._work(seat, work, call)) for seat in range(len(self._actors))]
         finished = asyncio.create_task(work.queue.join())
         try:
@@ -250,24 +265,24 @@ class ScorerPool:
             for task in (finished, *workers):
                 task.cancel()
             await asyncio.gather(finished, *workers, return_exceptions=True)
-        return work.results
+        return work.done
 
     async def _work(self, seat: int, work: _Work, call: Call) -> None:
         while True:
-            index = await work.queue.get()
+            part = await work.queue.get()
             actor = self._actors[seat]
             try:
-                result = await self._patiently(actor, call(actor, work.references[index]))
-            except (RayActorError, TimeoutError) as error:
+                result = await self._patiently(actor, call(actor, work.reference(part)))
+            except (RayActorError, RayTaskError, TimeoutError) as error:
                 self._num_retries += 1
-                work.failed(index, error)
+                work.failed(part, error)
                 await self._replace(seat, error)
             else:
-                work.succeeded(index, result)
+                work.succeeded(part, result)
 
     async def _replace(self, seat: int, error: Exception) -> None:
         hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
-        await self._incidents.lost("scorer", error, hung=hung)
+        await self._incidents.lost("scorer", _why(error), hung=hung)
         ray.kill(self._actors[seat])
         self._actors[seat] = self._launch()
         self._places[seat] = _place(self._actors[seat])
@@ -278,7 +293,9 @@ class ScorerPool:
         try:
             return await attended(reference, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
         except RayTaskError as error:
-            raise _own_error(error) from error
+            if isinstance(error.cause, GenalRayError):
+                raise error.cause from None
+            raise
 
     def _launch(self) -> Any:
         scorer = self._config.scorer
@@ -289,9 +306,7 @@ class ScorerPool:
         try:
             async with asyncio.timeout(self._config.scorer.timeout_s):
                 await actor.prepare.remote()
-        except RayTaskError as error:
-            raise _own_error(error) from error
-        except RayActorError as error:
+        except (RayActorError, RayTaskError) as error:
             raise RunError(f"a scorer died at its start: {error}") from error
         except TimeoutError as error:
             raise RunError(f"a scorer was not ready within {self._config.scorer.timeout_s:g} s") from error
@@ -302,86 +317,69 @@ def _place(actor: Any) -> Any:
     return actor.place.options(concurrency_group=CONTROL).remote()
 
 
-def _own_error(error: RayTaskError) -> GenalRayError:
-    """What a scorer raised, without Ray's wrapping, when it is one of ours."""
-    return error.cause if isinstance(error.cause, GenalRayError) else RunError(f"scoring failed: {error.cause!r}")
-
-
 class _Work:
-    """Pieces on their way: the queue, what each has cost so far, and the results."""
+    """Parts of pieces on their way: the queue, the results, and the texts that crash scorers."""
 
-    def __init__(self, pieces: Sequence[Any], rows: Sequence[Rows], progress: Progress | None = None) -> None:
-        """`rows` are the row numbers of each piece, `progress` counts them."""
-        self.references = [ray.put(piece) for piece in pieces]
-        self.results: list[Any] = [None] * len(pieces)
-        self.queue: asyncio.Queue[int] = asyncio.Queue()
-        for index in range(len(pieces)):
-            self.queue.put_nowait(index)
-        self._sizes = [len(part) for part in rows]
-        self._attempts = [0] * len(pieces)
-        self._progress = progress
-        self._done = 0
+    def __init__(
+        self, pieces: Sequence[Any], rows: Sequence[Rows], progress: Progress | None = None, *, num_workers: int
+    ) -> None:
+        """`rows` are the row numbers of each piece, `progress` counts them; only a Piece can be split."""
+        self.queue: asyncio.Queue[Part] = asyncio.Queue()
+        self._pieces, self._rows, self._progress = pieces, rows, progress
+        splittable = all(isinstance(piece, Piece) for piece in pieces)
+        self._isolation = Isolation([len(part) for part in rows], num_workers=num_workers, splittable=splittable)
+        self._references = {part: ray.put(pieces[part.piece]) for part in self._isolation.wholes}
+        self._results: dict[Part, Any] = {}
+        for part in self._isolation.wholes:
+            self.queue.put_nowait(part)
 
-    def succeeded(self, index: int, result: Any) -> None:
-        self.results[index] = result
-        self._done += self._sizes[index]
+    def reference(self, part: Part) -> Any:
+        """Of the texts of a part."""
+        if part not in self._references:
+            self._references[part] = ray.put(self._pieces[part.piece].part(part.start, part.stop))
+        return self._references[part]
+
+    def succeeded(self, part: Part, result: Any) -> None:
+        self._isolation.succeeded(part)
+        self._results[part] = result
+        self._advance()
+
+    def failed(self, part: Part, error: Exception) -> None:
+        """Queue what is to be tried next; raises RunError when more is lost than texts can be the cause of."""
+        try:
+            for next_part in self._isolation.failed(part, _why(error)):
+                self.queue.put_nowait(next_part)
+        except RunError as fatal:
+            raise fatal from error
+        self._advance()
+
+    @property
+    def done(self) -> Done[Any]:
+        """In the order of the pieces and of the texts in them, whoever was done first."""
+        parts = sorted(self._results, key=lambda part: (part.piece, part.start))
+        return Done(
+            results=[self._results[part] for part in parts],
+            rows=[self._rows[part.piece][part.start : part.stop] for part in parts],
+            crashing={
+                int(self._rows[part.piece][part.start]): why for part, why in self._isolation.set_aside.items()
+            },
+        )
+
+    def _advance(self) -> None:
         if self._progress is not None:
-            self._progress(self._done, sum(self._sizes))
+            done = sum(len(part) for part in (*self._results, *self._isolation.set_aside))
+            self._progress(done, sum(len(part) for part in self._rows))
         self.queue.task_done()
 
-    def failed(self, index: int, error: Exception) -> None:
-        """Queue the piece again, or raise RunError when it has cost too many scorers."""
-        self._attempts[index] += 1
-        if self._attempts[index] == MAX_ATTEMPTS:
-            raise RunError(
-                f"a piece of {self._sizes[index]} texts lost {MAX_ATTEMPTS} scorers one after the other: {error}"
-            ) from error
-        self.queue.put_nowait(index)
-        self.queue.task_done()
+
+def _why(error: Exception) -> str:
+    """In one line."""
+    if isinstance(error, TimeoutError) and not isinstance(error, Unresponsive):
+        return "no answer within scorer.timeout_s"
+    if isinstance(error, RayTaskError):
+        return repr(error.cause)
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _version(student: StudentFit | None) -> int:
     return -1 if student is None else student.version
-
-
-def _neighbourhood(rows: Sequence[Rows], results: Sequence[PieceScores], known: _Labeled) -> Neighbourhood | None:
-    """The first few neighbours of all candidates, in their order; None when nothing was looked up."""
-    found = [result.nearest for result in results if result.nearest is not None]
-    if not found:
-        return None
-    order = np.argsort(np.concatenate(rows))
-    return Neighbourhood(
-        labeled_ids=known.ids,
-        rows=np.concatenate([nearest.rows for nearest in found])[order],
-        distances=np.concatenate([nearest.distances for nearest in found])[order],
-    )
-
-
-def _refuse_non_finite(what: str, values: np.ndarray, ids: Sequence[str], student: StudentFit | None) -> None:
-    bad = [ids[i] for i in np.flatnonzero(~np.isfinite(values).all(axis=1))]
-    if bad:
-        shown = ", ".join(bad[:10]) + (", ..." if len(bad) > 10 else "")
-        raise RunError(
-            f"{what} are not finite for {len(bad)} of {len(ids)} instances under {_named(student)}: {shown}"
-        )
-
-
-def _named(student: StudentFit | None) -> str:
-    return "the pretrained model" if student is None else f"student version {student.version} ({student.path})"
-
-
-def _metrics(scored: _Scored, num_pieces: int, seconds: float, num_retries: int) -> dict[str, float]:
-    values = scored.values
-    metrics = {
-        "score/num_candidates": float(len(values)),
-        "score/instances_per_s": len(values) / seconds,
-        "score/num_pieces": float(num_pieces),
-        "score/retries": float(num_retries),
-        "score/student_s": sum(t.student_s for t in scored.times),
-        "score/acquisition_s": sum(t.acquisition_s for t in scored.times),
-    }
-    if len(values):
-        metrics |= {"score/mean": float(values.mean(dtype=np.float64)), "score/max": float(values.max())}
-    if scored.neighbours is not None:
-        metrics["score/neighbour_distance"] = float(scored.neighbours.distances.mean(dtype=np.float64))
-    return metrics

@@ -17,7 +17,7 @@ from genal_ray.acquisition import Batchwise, Features, Needs, Neighbours, Pointw
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
 from genal_ray.paths import resolve_model
-from genal_ray.scoring import Piece, PieceScores, PieceTimes, featurize, normalized, score_piece
+from genal_ray.scoring import Piece, PieceScores, PieceTimes, featurize, finite, normalized, score_piece
 from genal_ray.tasks import build_task
 from genal_ray.types import Prediction, StudentFit
 
@@ -36,6 +36,15 @@ class LabeledSet:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What the driver is told of features that stay in the object store."""
+
+    times: PieceTimes
+    finite: npt.NDArray[np.bool_]
+    """[n], of each text."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pick:
     """A batch to be chosen from the features of all pieces."""
 
@@ -43,7 +52,7 @@ class Pick:
     parts: Sequence[Any]
     """References of the pieces' Features."""
     order: Rows
-    """[n], position of each candidate among the rows of the parts."""
+    """[n], position among the rows of the parts of each candidate that may be chosen."""
     synthetic: npt.NDArray[np.bool_]
     """[n], in the order of the candidates."""
     labeled: Any | None
@@ -82,10 +91,10 @@ class Scorer:
             torch.set_num_threads(self._config.scorer.threads)
             faiss.omp_set_num_threads(self._config.scorer.threads)
 
-    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[PieceTimes, Features]:
+    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[Known, Features]:
         """Features of texts. Raises RunError when the student cannot be loaded."""
         features, times = featurize(piece, needs, self._model(student, needs))
-        return times, features
+        return Known(times=times, finite=finite(features)), features
 
     def score(
         self, piece: Piece, student: StudentFit | None, acquisition: Pointwise, labeled: LabeledSet | None

@@ -74,6 +74,7 @@ class RayStudent:
             labels=self._labels,
             evaluation=ray.put(_split(self._evaluation)),
             stop_set=ray.put(self._stop_set),
+            max_error_rate=self._config.guards.max_error_rate,
             storage=str(self._storage),
             name=f"student-{uuid.uuid4().hex[:8]}",
             heartbeat_s=self._config.cluster.heartbeat_s,

@@ -50,6 +50,8 @@ class WorkerSetup:
     """(texts, labels) of the evaluation split."""
     stop_set: ray.ObjectRef
     """Sequence[Text] that every student predicts, for successive ones to be compared; may be empty."""
+    max_error_rate: float
+    """Share of a fit's steps that may be skipped."""
     storage: str
     name: str
     heartbeat_s: float
@@ -142,6 +144,7 @@ class _Worker:
             progress=_Throttled(self.mailbox, job.number) if self.rank == 0 else None,
             pretrained=self.pretrained,
             device=str(self.pretrained.model.device),
+            max_error_rate=self.setup.max_error_rate,
         )
         metrics, stop_predictions = self._evaluate(trained)
         if self.rank == 0:

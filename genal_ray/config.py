@@ -246,8 +246,9 @@ class RunConfig(Section):
 
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the results: not the place, the name or the output directory, nor what
-        the chat model may spend."""
+        the chat model may spend, or how much may fail."""
         left_out: dict[str, Any] = {"name": True, "output_dir": True, "keep_last": True, "cluster": True, "llm": LIMITS}
+        left_out["guards"] = {"max_error_rate"}
         decisive = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from genal_ray.config_sections import Section
+from genal_ray.tolerance import MAX_ERROR_RATE
 from genal_ray.types import Repeat
 from genal_ray.validation import InvalidValues, Problem, suggestion
 
@@ -79,7 +80,7 @@ def _default_rules() -> tuple[GuardRule, ...]:
 
 
 class GuardsConfig(Section):
-    """Against collapse: what is kept out of the pool, and rules over the figures of a round.
+    """Against collapse: what is kept out of the pool, and rules over the figures of a round; and how much may fail.
 
     A rule acts on policies that have learned only, and only where the figure is also clearly worse than the pretrained
     policy's own: what the generator did from the start is no collapse.
@@ -97,6 +98,14 @@ class GuardsConfig(Section):
     )
     rules: tuple[GuardRule, ...] = Field(default_factory=_default_rules, description="[] for none")
     max_kl_coefficient: float = Field(1.0, gt=0, description="beta above which rules raise it no further")
+    max_error_rate: float = Field(
+        MAX_ERROR_RATE,
+        ge=0,
+        le=1,
+        description="share that may fail before the run stops: of a round's candidates without a score, of its texts "
+        "that an annotator failed on, and of the optimiser steps of a fit or an update that are skipped. One failure "
+        "is always allowed, unless this is 0; that all fail is not",
+    )
 
     def treatment(self, repeats: Repeat) -> Treatment:
         treatments: dict[Repeat, Treatment] = {

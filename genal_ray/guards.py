@@ -7,7 +7,8 @@ get an unbounded score, so copies never reach the scorer unless `guards.copies` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -125,6 +126,14 @@ class _Repeats:
         if self._near_pool[position] or self._kept[self._near_round[position]].any():
             return Repeat.NEAR_DUPLICATE
         return None
+
+
+def unscorable(candidates: Sequence[Candidate], failed: Container[str]) -> list[Candidate]:
+    """The candidates, those whose instances `failed` to be scored with the fate that this is."""
+    return [
+        replace(c, fate=Fate.UNSCORABLE, instance=None) if c.instance is not None and c.instance.id in failed else c
+        for c in candidates
+    ]
 
 
 def fate_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:

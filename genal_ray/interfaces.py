@@ -42,7 +42,8 @@ class Scorer(Protocol):
         budget: int,
         progress: Progress | None = None,
     ) -> Scores:
-        """Scores in the order of `candidates`; of a batch-mode function's picks budget, budget - 1, ..., 1, else 0.
+        """Scores in the order of `candidates`, without those that fail; of a batch-mode function's picks budget,
+        budget - 1, ..., 1, else 0.
 
         `student` is None before there is one, for functions that do without.
         """

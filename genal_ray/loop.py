@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from genal_ray import lessons, stopping
+from genal_ray import lessons, stopping, unscorable
 from genal_ray.acquisition import Pointwise
 from genal_ray.acquisition.bertkm import Bertkm
 from genal_ray.annotation import Annotation
@@ -30,8 +30,9 @@ from genal_ray.committing import commit
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
-from genal_ray.guards import collapse_metrics, fate_metrics, judge, label_metrics, nothing_to_label
+from genal_ray.guards import collapse_metrics, fate_metrics, judge, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
+from genal_ray.labeling import annotate, label
 from genal_ray.llm.client import LLM
 from genal_ray.observer import Observer
 from genal_ray.pools import Pools
@@ -39,8 +40,8 @@ from genal_ray.rewards import build_rollouts
 from genal_ray.seeds import derive_seed
 from genal_ray.selection import choose, synthetic_share
 from genal_ray.stages import (
+    AskedCodec,
     CandidateCodec,
-    ChosenCodec,
     Codec,
     Round,
     ScoresCodec,
@@ -55,14 +56,17 @@ from genal_ray.tasks import Task
 from genal_ray.types import (
     Candidate,
     Instance,
-    Label,
     LabeledInstance,
     PolicyUpdate,
     Scores,
     StudentFit,
 )
+from genal_ray.unscorable import set_aside
 
 U = TypeVar("U")
+
+INITIAL = Bertkm()
+"""What chooses the initial labeled set with `data.initial_method: kmeans`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +134,8 @@ def _reason_to_end(run: Run) -> str | None:
         return f"the budget of {run.budget.total} labels is spent"
     real_left = any(instance.origin == "real" for instance in run.pools.unlabeled)
     if not real_left and not run.config.labels_synthetic:
-        return "every instance of the pool is labeled"
+        left = len(run.pools.set_aside)
+        return f"every instance of the pool is labeled{f' but {left} that failed' if left else ''}"
     return stopping.reason(run.config.stopping, run.store.reports())
 
 
@@ -141,11 +146,13 @@ async def run_initial_round(run: Run) -> StudentFit:
     stages = dict[str, StageResult[object]]()
     ids = list(run.corpus.initial_ids)
     if run.config.data.initial_method == "kmeans":
-        initial = await run.stage(folder, "initial", ChosenCodec(), lambda p: _cluster(run, p))
-        stages["initial"] = initial
-        ids = initial.value
-    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, 0, ids, p))
-    run.pools.label(run.parts.annotation.bought(annotated.value), annotated.value)
+        clustered = await run.stage(folder, "initial", ScoresCodec(), lambda p: _cluster(run, p))
+        stages["initial"] = clustered
+        set_aside(run, 0, [], clustered)
+        pool = {instance.id: instance for instance in run.pools.unlabeled}
+        ids = choose(clustered.value, pool, INITIAL, run.budget.initial)
+    annotated = await run.stage(folder, "annotate", AskedCodec(), lambda p: annotate(run, 0, ids, p))
+    label(run, 0, annotated)
     stages["annotate"] = annotated
     student = await _fit_student(run, folder, 0)
     stages["student"] = student
@@ -155,11 +162,11 @@ async def run_initial_round(run: Run) -> StudentFit:
     return student.value
 
 
-async def _cluster(run: Run, progress: Progress) -> tuple[list[str], Mapping[str, float]]:
+async def _cluster(run: Run, progress: Progress) -> tuple[Scores, Mapping[str, float]]:
     """The initial labeled set by k-means on pretrained encodings: no label and no student is needed for it."""
-    pool, size, kmeans = run.pools.unlabeled, run.budget.initial, Bertkm()
-    scores = await run.parts.scorer.score(pool, [], None, kmeans, budget=size, progress=progress)
-    return choose(scores, {instance.id: instance for instance in pool}, kmeans, size), scores.metrics
+    pool, size = run.pools.unlabeled, run.budget.initial
+    scores = await unscorable.score(run, pool, [], None, INITIAL, budget=size, progress=progress)
+    return scores, scores.metrics
 
 
 async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> StudentFit:
@@ -181,13 +188,14 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     labeled = pools.labeled
     scored = await run.stage(folder, "score", ScoresCodec(), lambda p: _score(run, student, candidates, budget, p))
     stages["score"] = scored  # lines 4-7
+    candidates = set_aside(run, number, candidates, scored)
     post = config.reward.timing == "post"
     rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
+    candidates = set_aside(run, number, candidates, rewarded)
     chosen = _choose(run, number, candidates, scored.value, budget)  # line 8
     given = lessons.given_labels(candidates)
-    annotated = await run.stage(folder, "annotate", ChosenCodec(), lambda p: _annotate(run, number, chosen, p, given))
-    bought = run.parts.annotation.bought(annotated.value)
-    pools.label(bought, annotated.value)  # line 9
+    annotated = await run.stage(folder, "annotate", AskedCodec(), lambda p: annotate(run, number, chosen, p, given))
+    bought = label(run, number, annotated)  # line 9
     stages["annotate"] = annotated
     if config.observes:
         stages["observe"] = await lessons.observe(run, folder, student, bought, candidates)
@@ -195,6 +203,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     if post:
         fitted = await _fit_student(run, folder, number, student)  # line 10
         rewarded = await _reward(run, folder, fitted.value, labeled, candidates, scored)
+        candidates = set_aside(run, number, candidates, rewarded)
         learned, rewards = await _learn(run, folder, number, stages, candidates, rewarded)  # lines 11-13
     else:
         fitted, (learned, rewards) = await _settle(
@@ -240,10 +249,10 @@ async def _score(
 ) -> tuple[Scores, Mapping[str, float]]:
     written = _written(candidates)
     instances = [i for i in run.pools.unlabeled if i.id in written or _may_be_labeled(run, i)]
-    scores = await run.parts.scorer.score(
-        instances, run.pools.labeled, student, run.config.selector, budget=budget, progress=progress
+    scores = await unscorable.score(
+        run, instances, run.pools.labeled, student, run.config.selector, budget=budget, progress=progress
     )
-    return scores, scores.metrics
+    return scores, {**scores.metrics, **unscorable.fates(candidates, scores)}
 
 
 async def _reward(
@@ -265,8 +274,8 @@ async def _reward(
 
     async def work(progress: Progress) -> tuple[Scores, Mapping[str, float]]:
         instances = list(_written(candidates).values())
-        scores = await run.parts.scorer.score(instances, labeled, student, function, budget=0, progress=progress)
-        return scores, {}
+        scores = await unscorable.score(run, instances, labeled, student, function, budget=0, progress=progress)
+        return scores, {"rl/num_unscorable": len(scores.failed), **unscorable.fates(candidates, scores)}
 
     return await run.stage(folder, "reward", ScoresCodec(), work)
 
@@ -283,14 +292,9 @@ def _choose(run: Run, number: int, candidates: Sequence[Candidate], scores: Scor
     )
     allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
     chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
-    if not chosen and _is_stuck(run):
+    if not chosen and stopping.is_stuck(run.store.reports()):
         raise RunError(nothing_to_label(number, candidates))
     return chosen
-
-
-def _is_stuck(run: Run) -> bool:
-    """Whether another round without a label would be one too many: prompts and policies differ from round to round."""
-    return stopping.rounds_without_labels(run.store.reports()) + 1 >= stopping.MAX_ROUNDS_WITHOUT_LABELS
 
 
 def _written(candidates: Sequence[Candidate]) -> dict[str, Instance]:
@@ -302,27 +306,6 @@ def _may_be_labeled(run: Run, instance: Instance) -> bool:
         return True
     strategy = run.config.strategy
     return strategy.labels_real if instance.origin == "real" else strategy.labels_synthetic
-
-
-async def _annotate(
-    run: Run, number: int, ids: list[str], progress: Progress, given: Mapping[str, Label] | None = None
-) -> tuple[list[str], dict[str, float]]:
-    """`given` are labels that came with the texts."""
-    instances, annotation = run.pools.find(ids), run.parts.annotation
-    usage = await annotation.buy(instances, round=number, progress=progress, given=given)
-    bought = annotation.bought(ids)
-    if ids and not bought and (number == 0 or _is_stuck(run)):
-        raise RunError(
-            f"round {number}: none of the {len(ids)} chosen texts was given a label; earlier labels are kept. "
-            "Look at labels/ledger.jsonl, and at the annotator's min_agreement and abstain"
-        )
-    synthetic = sum(item.instance.origin == "synthetic" for item in bought)
-    return ids, {
-        "al/synthetic_share": synthetic / max(len(bought), 1),
-        "al/num_declined": len(ids) - len(bought),
-        **label_metrics([*run.pools.labeled, *bought], run.corpus.labels),
-        **usage,
-    }
 
 
 async def _fit_student(

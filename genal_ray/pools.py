@@ -2,7 +2,7 @@
 
     real pool R ──┐
                   ├─► unlabeled U ─── label() ──► labeled L
-    synthetic ────┘   (synthetic instances leave U when they expire)
+    synthetic ────┘   (synthetic instances leave U when they expire, and any instance that no work can be done on)
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ class Pools:
         """Normalised texts of the whole real pool."""
         self._unlabeled: dict[str, Instance] = {i.id: i for i in self.real}
         self._labeled: dict[str, LabeledInstance] = {}
+        self.set_aside: set[str] = set()
+        """Ids that left U for good since they could not be scored, or no annotator had an answer."""
+        self.unanswered: set[str] = set()
+        """Ids that an annotator failed on in an earlier round."""
 
     @classmethod
     def restored(
         cls, corpus: Corpus, asked: Iterable[str], labels: Iterable[LabeledInstance], synthetic: Iterable[Instance]
     ) -> Pools:
         """Pools as they were after the labels of the instances `asked` about were bought; `synthetic` are the
-        unexpired ones, labeled or not."""
+        unexpired ones, labeled or not. What failed is told to them afterwards."""
         pools = cls(corpus.pool)
         asked = set(asked)
         pools.add(i for i in synthetic if i.id not in asked)
@@ -74,9 +78,21 @@ class Pools:
             self._unlabeled.pop(id, None)
 
     def discard(self, ids: Iterable[str]) -> None:
-        """Instances leave U unlabeled."""
+        """Instances leave U unlabeled, those that are still there."""
         for id in ids:
-            del self._unlabeled[id]
+            self._unlabeled.pop(id, None)
+
+    def put_aside(self, ids: Iterable[str]) -> None:
+        """Instances on which work failed leave U for good."""
+        ids = set(ids)
+        self.set_aside |= ids
+        self.discard(ids)
+
+    def fail(self, ids: Iterable[str]) -> None:
+        """An annotator failed on these instances: they stay in U and may be asked about once more, in another round."""
+        ids = set(ids)
+        self.put_aside(ids & self.unanswered)
+        self.unanswered |= ids
 
     def expire(self, *, born_before: int) -> None:
         """Synthetic instances of rounds before `born_before` leave U."""

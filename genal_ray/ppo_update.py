@@ -2,13 +2,15 @@
 
     RolloutBatch ─► old log-probs, values, reference log-probs (no gradient) ─► advantages ─► epochs of clipped steps
 
-What the advantages are is the algorithm's (`genal_ray.learners`); PPO's clipped steps are common to all of them.
+What the advantages are is the algorithm's (`genal_ray.learners`); PPO's clipped steps are common to all of them. A step
+whose loss or gradient is not finite is skipped: it changes nothing, on no worker.
 
 Each worker runs this on the same batch; `Workers.sum` is the only thing that passes between them here.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,6 +26,9 @@ from genal_ray.config import LearnerConfig
 from genal_ray.learners import Measured
 from genal_ray.policy_model import PolicyModel
 from genal_ray.ppo_batch import MicroBatch, RolloutBatch, micro_batches, minibatches
+from genal_ray.tolerance import MAX_ERROR_RATE, refuse_too_many_steps
+
+REMEDY = "lower learner.learning_rate, learner.max_grad_norm or reward.clip_quantile, or set learner.dtype to float32"
 
 
 class Engine(Protocol):
@@ -38,7 +43,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> float:
-        """Clip, step, forget the gradients; returns the gradient's norm before clipping."""
+        """Clip, step, forget the gradients; returns the gradient's norm before clipping.
+
+        A norm that is not finite, the same on all workers, means that weights and optimiser are left as they were.
+        """
         ...
 
     def reference(self) -> AbstractContextManager[nn.Module]:
@@ -83,9 +91,24 @@ class Totals:
 
     sums: Tensor
     """float64 [7]: policy loss, value loss, KL loss, their weight, clipped, approximate KL, tokens."""
+    pending: Tensor
+    """float64 [7], the same of the step under way."""
     first_ratio_error: Tensor
     """float64 [workers]: the largest |ratio - 1| before the first step, per worker."""
     grad_norms: list[float] = field(default_factory=list)
+    """Of the steps that were taken."""
+    num_skipped: int = 0
+
+    def settle(self, grad_norm: float) -> None:
+        """A step ended: what it adds counts if it was taken."""
+        if math.isfinite(grad_norm):
+            self.sums += self.pending
+            self.grad_norms.append(grad_norm)
+        else:
+            self.num_skipped += 1
+            if not self.grad_norms:
+                self.first_ratio_error.zero_()
+        self.pending.zero_()
 
 
 def ppo_update(
@@ -97,16 +120,19 @@ def ppo_update(
     train_trunk: bool,
     rng: np.random.Generator,
     workers: Workers,
+    max_error_rate: float = MAX_ERROR_RATE,
 ) -> dict[str, float]:
     """Updates the engine's policy in place and returns `rl/*` metrics; `rl/kl` is nats per sequence.
 
-    `rng` must be in the same state on every worker.
+    `rng` must be in the same state on every worker. Raises RunError when more steps were skipped than may be, of which
+    `max_error_rate` is the share.
     """
     started = time.perf_counter()
     experience, metrics = collect_experience(engine, batch, config, kl_coefficient, workers)
     device = batch.mask.device
     totals = Totals(
         sums=torch.zeros(7, dtype=torch.float64, device=device),
+        pending=torch.zeros(7, dtype=torch.float64, device=device),
         first_ratio_error=torch.zeros(workers.size, dtype=torch.float64, device=device),
     )
     engine.module.train()
@@ -118,13 +144,20 @@ def ppo_update(
             )
             for i, micro in enumerate(passes):
                 loss = _loss(engine, micro, experience, config, train_trunk, totals, workers.rank)
-                engine.backward(loss * (scale * micro.weight), last=i == len(passes) - 1)
-            totals.grad_norms.append(engine.step())
+                engine.backward(_telling(loss) * (scale * micro.weight), last=i == len(passes) - 1)
+            totals.settle(engine.step())
     engine.module.eval()
+    num_steps = len(totals.grad_norms) + totals.num_skipped
+    refuse_too_many_steps(totals.num_skipped, num_steps, max_error_rate, "the generator's", REMEDY)
     metrics |= _summary(totals, experience, workers)
     metrics["rl/tokens_per_s"] = float(batch.lengths.sum()) / (time.perf_counter() - started)
     metrics["rl/kl_coefficient"] = kl_coefficient
     return metrics
+
+
+def _telling(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite its gradient is not either, which all workers will see in the norm."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def collect_experience(
@@ -242,7 +275,7 @@ def _account(
     approximate_kl = ppo.kl_estimates(-log_ratio, torch.zeros_like(log_ratio), "k3").sum()
     tokens = torch.tensor(float(len(log_ratio)), device=log_ratio.device)
     sums = torch.cat([losses, torch.stack([clipped.sum().float(), approximate_kl, tokens])])
-    totals.sums += sums.double() * micro.weight
+    totals.pending += sums.double() * micro.weight
     if not totals.grad_norms:
         error = torch.expm1(log_ratio).abs().max().double()
         totals.first_ratio_error[rank] = torch.maximum(totals.first_ratio_error[rank], error)
@@ -261,4 +294,5 @@ def _summary(totals: Totals, experience: Experience, workers: Workers) -> dict[s
         "rl/first_ratio_error": float(workers.sum(totals.first_ratio_error).max()),
         "rl/grad_norm": float(np.mean(totals.grad_norms)),
         "rl/num_steps": float(len(totals.grad_norms)),
+        "rl/num_skipped": float(totals.num_skipped),
     }

@@ -9,9 +9,12 @@ from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.ledger import Ledger
 from genal_ray.pools import Pools
-from genal_ray.stages import CandidateCodec, ChosenCodec, ScoresCodec, policy_codec
+from genal_ray.stages import AskedCodec, CandidateCodec, ScoresCodec, policy_codec
 from genal_ray.store import RunDirectory
 from genal_ray.types import Instance, PolicyUpdate
+
+SCORED = ("initial", "score", "reward")
+"""Stages that hold scores."""
 
 
 def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger: Ledger) -> Pools:
@@ -21,8 +24,15 @@ def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger
         return Pools(corpus.pool)
     oldest = max(1, committed[-1] - config.strategy.retention_rounds + 1)
     synthetic = [i for number in range(oldest, len(committed)) for i in _kept(config, store, number)]
-    chosen = [id for number in committed for id in store.round(number).load("annotate", ChosenCodec())]
-    return Pools.restored(corpus, chosen, ledger.of(chosen), synthetic)
+    rounds = [store.round(number) for number in committed]
+    asked = [round.load("annotate", AskedCodec()) for round in rounds]
+    ids = [id for found in asked for id in found.ids]
+    pools = Pools.restored(corpus, ids, ledger.of(ids), synthetic)
+    scored = [round.load(stage, ScoresCodec()) for round in rounds for stage in SCORED if round.is_complete(stage)]
+    pools.put_aside(id for scores in scored for id in scores.failed)
+    for found in asked:
+        pools.fail(found.failed)
+    return pools
 
 
 def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]:
@@ -33,7 +43,8 @@ def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]
     written = {c.instance.id: c.instance for c in round.load("generate", CandidateCodec()) if c.instance is not None}
     scores = round.load("score", ScoresCodec())
     of_round = {id: value for id, value in zip(scores.ids, scores.values.tolist(), strict=True) if id in written}
-    budget = len(round.load("annotate", ChosenCodec()))
+    asked = round.load("annotate", AskedCodec())
+    budget = len(asked.ids) + len(asked.failed)
     discarded = config.strategy.discard(of_round, budget)
     return [instance for id, instance in written.items() if id not in discarded]
 

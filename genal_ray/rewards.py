@@ -19,15 +19,17 @@ def build_rollouts(
 ) -> tuple[list[Rollout], dict[str, float]]:
     """A rollout per completion of the round (SIGnAL, Algorithm 1, lines 11-12), and `rl/reward_*` before shaping.
 
-    Every completion is rewarded, chosen for labeling or not; penalised ones earn the floor. `scores` are those of all
-    instances of the round.
+    Every completion is rewarded, chosen for labeling or not; penalised ones earn the floor, and so do those that are
+    not among `scores`: they never reached the pool, or could not be scored.
     """
     by_id: Mapping[str, float] = dict(zip(scores.ids, scores.values.tolist(), strict=True))
     raw = np.array(
-        [np.nan if c.instance is None or c.penalized else by_id[c.instance.id] for c in candidates], dtype=np.float64
+        [np.nan if c.instance is None or c.penalized else by_id.get(c.instance.id, np.nan) for c in candidates],
+        dtype=np.float64,
     )
     shaped = shape_rewards(raw, config)
-    kept = raw[~np.isnan(raw)]
+    assert np.isfinite(shaped).all(), "one reward that is not finite would spoil a whole update"
+    kept = raw[np.isfinite(raw)]
     metrics = {
         "rl/reward_mean": float(kept.mean()) if len(kept) else 0.0,
         "rl/reward_std": float(kept.std()) if len(kept) else 0.0,
@@ -41,8 +43,9 @@ def build_rollouts(
 
 
 def shape_rewards(raw: np.ndarray, config: RewardConfig) -> np.ndarray:
-    """float64 [n] -> float64 [n]; NaN marks completions without a score and becomes the floor."""
-    kept = ~np.isnan(raw)
+    """float64 [n] -> float64 [n], all finite; NaN marks completions without a score and becomes the floor, and so does
+    what is infinite: it is no score."""
+    kept = np.isfinite(raw)
     shaped = np.full(len(raw), config.floor, dtype=np.float64)
     if not kept.any():
         return shaped

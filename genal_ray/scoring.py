@@ -44,6 +44,10 @@ class Piece:
     seeds: npt.NDArray[np.uint64]
     """[n], one per text."""
 
+    def part(self, start: int, stop: int) -> Piece:
+        """Texts `start` to `stop`."""
+        return Piece(texts=self.texts[start:stop], seeds=self.seeds[start:stop])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceTimes:
@@ -56,7 +60,7 @@ class PieceTimes:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PieceScores:
     values: FloatArray
-    """float32 [n], in the order of the piece."""
+    """float32 [n], in the order of the piece; not finite where there is no score."""
     times: PieceTimes
     nearest: Nearest | None
     """Neighbours that the acquisition function looked up, if any."""
@@ -75,6 +79,17 @@ def featurize(piece: Piece, needs: Needs, model: Predictor | None) -> tuple[Feat
     return features, PieceTimes(student_s=time.perf_counter() - started)
 
 
+def finite(features: Features) -> npt.NDArray[np.bool_]:
+    """[n], whether all that is known of a text is finite."""
+    arrays = [features.probs, features.encodings]
+    if features.dropout_probs is not None:
+        arrays.append(features.dropout_probs.reshape(len(features), -1))
+    if (words := features.words) is not None:
+        arrays.append(np.stack([words.mean_entropy, words.max_entropy, words.mean_log_prob], axis=1))
+    found: npt.NDArray[np.bool_] = np.all([np.isfinite(array).all(axis=1) for array in arrays], axis=0)
+    return found
+
+
 def normalized(features: Features) -> Features:
     """The features with encodings of unit length; those of length 0 stay 0."""
     norms = np.linalg.norm(features.encodings.astype(np.float64), axis=1, keepdims=True)
@@ -85,13 +100,14 @@ def normalized(features: Features) -> Features:
 def score_piece(
     piece: Piece, acquisition: Pointwise, model: Predictor | None, labeled: Neighbours | None
 ) -> PieceScores:
-    """Scores of a piece. `model` and `labeled` are None for an acquisition function that needs none."""
+    """Scores of a piece, NaN where the features are not finite. `model` and `labeled` are None for an acquisition
+    function that needs none."""
     features, times = featurize(piece, acquisition.needs, model)
     started = time.perf_counter()
     observed = None if labeled is None else _Observed(labeled)
     values = acquisition.score(features, observed or Neighbours(), piece.seeds)
     return PieceScores(
-        values=values,
+        values=np.where(finite(features), values, np.float32(np.nan)),
         times=replace(times, acquisition_s=time.perf_counter() - started),
         nearest=None if observed is None else observed.nearest,
     )

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from genal_ray.errors import UserError
 from genal_ray.files import write_atomically, write_json
-from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
+from genal_ray.types import Asked, Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -151,7 +151,8 @@ class CandidateCodec:
 
 
 class ScoresCodec:
-    """Ids, scores and the nearest labeled instances, as a Parquet table; the last are for readers, not loaded again."""
+    """Ids, scores and the nearest labeled instances, as a Parquet table; the last are for readers, not loaded again.
+    Ids that could not be scored, and why, are in the JSON file."""
 
     def save(self, value: Scores, table: Path) -> dict[str, Any]:
         columns: dict[str, Any] = {"id": list(value.ids), "score": pa.array(value.values, pa.float32())}
@@ -159,7 +160,7 @@ class ScoresCodec:
             columns["neighbour_id"] = _lists(pa.array(near.labeled_ids).take(pa.array(near.rows.ravel())), near.rows)
             columns["neighbour_distance"] = _lists(pa.array(near.distances.ravel(), pa.float32()), near.rows)
         _write_table(table, pa.table(columns))
-        return {"student_version": value.student_version}
+        return {"student_version": value.student_version, "failed": dict(value.failed)}
 
     def load(self, saved: dict[str, Any], table: Path) -> Scores:
         rows = pq.read_table(table, columns=["id", "score"])
@@ -167,6 +168,7 @@ class ScoresCodec:
             ids=tuple(rows["id"].to_pylist()),
             values=rows["score"].to_numpy().astype(np.float32),
             student_version=saved["student_version"],
+            failed=saved["failed"],
         )
 
 
@@ -176,15 +178,14 @@ def _lists(values: pa.Array, like: np.ndarray) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(offsets), values)
 
 
-class ChosenCodec:
-    """Ids of the instances that were chosen for labeling, best first."""
+class AskedCodec:
+    """Ids of the instances that annotators were asked about, best first, and those that they failed on."""
 
-    def save(self, value: list[str], table: Path) -> dict[str, Any]:
-        return {"ids": value}
+    def save(self, value: Asked, table: Path) -> dict[str, Any]:
+        return {"ids": list(value.ids), "failed": dict(value.failed)}
 
-    def load(self, saved: dict[str, Any], table: Path) -> list[str]:
-        ids: list[str] = saved["ids"]
-        return ids
+    def load(self, saved: dict[str, Any], table: Path) -> Asked:
+        return Asked(ids=tuple(saved["ids"]), failed=saved["failed"])
 
 
 class RecordCodec(Generic[T]):

@@ -50,6 +50,11 @@ def rounds_without_labels(reports: Sequence[RoundReport]) -> int:
     return next((i for i, any_bought in enumerate(reversed(bought)) if any_bought), len(bought))
 
 
+def is_stuck(reports: Sequence[RoundReport]) -> bool:
+    """Whether another round without a label would be one too many: prompts and policies differ from round to round."""
+    return rounds_without_labels(reports) + 1 >= MAX_ROUNDS_WITHOUT_LABELS
+
+
 def reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:
     """Why a run with these committed rounds, oldest first, ends here; None when it goes on."""
     return _accuracy_reason(config, reports) or _predictions_reason(config, reports)

@@ -24,7 +24,7 @@ from genal_ray.files import append_line, write_json, write_text
 from genal_ray.stages import Round
 from genal_ray.types import RoundReport
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of the files of a run directory and the options of its configuration: one more whenever either changes."""
 
 INCIDENTS = "incidents.jsonl"

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from genal_ray.batching import IntArray, TokenizedTexts, tokenize, tokenize_words
 from genal_ray.config import StudentConfig
 from genal_ray.entities import words_of
-from genal_ray.errors import RunError, UserError
+from genal_ray.errors import UserError
 from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
 from genal_ray.labels import LabelSpace
@@ -32,6 +32,7 @@ from genal_ray.precision import resolve_dtype
 from genal_ray.pretrained import Pretrained
 from genal_ray.seeds import derive_seed
 from genal_ray.targets import ClassTargets, TagTargets, Targets
+from genal_ray.tolerance import MAX_ERROR_RATE, refuse_too_many_steps
 from genal_ray.types import Label, Text
 from genal_ray.vocabulary import used_vocabulary
 
@@ -47,7 +48,7 @@ class TrainedStudent:
     """float32, in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, float]
-    """`student/` loss (mean of the last epoch, nats), num_steps, samples_per_s and train_s."""
+    """`student/` loss (mean of the last epoch, nats), num_steps, num_skipped, samples_per_s and train_s."""
 
 
 def fit(
@@ -63,13 +64,16 @@ def fit(
     progress: Progress | None = None,
     pretrained: Pretrained | None = None,
     device: str | None = None,
+    max_error_rate: float = MAX_ERROR_RATE,
 ) -> TrainedStudent:
     """Train a student on `texts` and their `labels`, which are among those of `space`.
 
     Starts from the pretrained weights, or from the student saved at `warm_start_path`; `pretrained` saves reading
     them again. The same seed and processor give the same student. `progress` counts optimiser steps.
 
-    Raises UserError for labels out of range or a model that cannot be loaded, RunError when the loss is not finite.
+    A step whose loss or gradient is not finite is skipped, by all processes. Raises UserError for labels out of range
+    or a model that cannot be loaded, RunError when more steps are skipped than may be, of which `max_error_rate` is the
+    share.
     """
     _check(texts, labels, space)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -79,18 +83,15 @@ def fit(
     tokens, targets = _prepared(base.tokenizer, texts, labels, space, config.max_length, model.device)
     started = time.perf_counter()
     with used_vocabulary(model, tokens), _seeded(seed, rank, place):
-        losses = _Loop(config, model, seed, rank, world_size).run(tokens, targets, progress)
+        loop = _Loop(config, model, seed, rank, world_size, max_error_rate)
+        losses = loop.run(tokens, targets, progress)
     model.eval()
     seconds = time.perf_counter() - started
-    loss = float(losses.mean())
-    if not math.isfinite(loss):
-        raise RunError(
-            f"the student's loss became {loss} in training: lower student.learning_rate ({config.learning_rate})"
-        )
     steps = num_steps(config, len(texts))
     metrics = {
-        "student/loss": loss,
+        "student/loss": float(losses[losses.isfinite()].mean()),
         "student/num_steps": float(steps),
+        "student/num_skipped": float(loop.num_skipped),
         "student/samples_per_s": steps * len(texts) / _batches_per_epoch(config, len(texts)) / seconds,
         "student/train_s": seconds,
     }
@@ -128,9 +129,17 @@ class _Loop:
     """The optimiser steps of one fit on one process."""
 
     def __init__(
-        self, config: StudentConfig, model: PreTrainedModel, seed: int, rank: int, world_size: int
+        self,
+        config: StudentConfig,
+        model: PreTrainedModel,
+        seed: int,
+        rank: int,
+        world_size: int,
+        max_error_rate: float,
     ) -> None:
         self.config = config
+        self.max_error_rate = max_error_rate
+        self.num_skipped = 0
         self.device = model.device
         self.dtype = resolve_dtype(config.dtype, model.device)
         self.seed, self.rank, self.world_size = seed, rank, world_size
@@ -144,7 +153,7 @@ class _Loop:
         )
 
     def run(self, tokens: TokenizedTexts, targets: Targets, progress: Progress | None) -> torch.Tensor:
-        """Losses [steps of the last epoch], means over the whole batch."""
+        """Losses [steps of the last epoch], means over the whole batch; not finite where the step was skipped."""
         steps = num_steps(self.config, len(tokens))
         losses = torch.zeros(steps, device=self.device)
         self.model.train()
@@ -152,6 +161,7 @@ class _Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.config.learning_rate * learning_rate_factor(self.config, step, steps)
             losses[step] = self._step(tokens, targets, rows)
+            self._refuse_too_many_skipped(steps)
             if progress is not None:
                 progress(step + 1, steps)
         last = losses[-_batches_per_epoch(self.config, len(tokens)) :]
@@ -178,11 +188,20 @@ class _Loop:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.model(**tokens.batch(mine, self.device)).logits
         loss = weight * targets.loss(logits.float(), mine)
-        torch.autograd.backward(loss * self.world_size)  # gradients are averaged over the processes
-        nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimizer.step()
+        telling = loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # in the gradient too
+        torch.autograd.backward(telling * self.world_size)  # gradients are averaged over the processes
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        skipped = not math.isfinite(float(norm))  # on every process, or on none
+        if skipped:
+            self.num_skipped += 1
+        else:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return torch.full_like(loss, torch.nan) if skipped else loss.detach()
+
+    def _refuse_too_many_skipped(self, steps: int) -> None:
+        remedy = f"lower student.learning_rate ({self.config.learning_rate:g}), or set student.dtype to float32"
+        refuse_too_many_steps(self.num_skipped, steps, self.max_error_rate, "the student's", remedy)
 
 
 def learning_rate_factor(config: StudentConfig, step: int, steps: int) -> float:

@@ -107,6 +107,8 @@ class Fate(StrEnum):
     UNPARSEABLE = "unparseable"
     UNLABELED = "unlabeled"
     """Written with its label, which does not go with the text."""
+    UNSCORABLE = "unscorable"
+    """It crashes scorers, or its score is not finite; known once the round is scored."""
 
 
 class Repeat(StrEnum):
@@ -135,13 +137,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Acquisition scores of a set of instances under one student."""
+    """Acquisition scores of a set of instances under one student; those that could not be scored are in `failed`."""
 
     ids: tuple[str, ...]
     values: FloatArray
     """float32 [n], higher is more worth a label; finite."""
     student_version: int
     """-1 when no student was asked."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Instance id -> why there is no score: scorers crash on the text, or what they say of it is not finite."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """`score/*` figures: instances/s, neighbour distances, ..."""
     neighbours: Neighbourhood | None = None
@@ -157,6 +161,16 @@ class Neighbourhood:
     """[n, m], positions in `labeled_ids`."""
     distances: FloatArray
     """float32 [n, m]"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What became of the instances that were chosen for labeling."""
+
+    ids: tuple[str, ...]
+    """Those that an annotator answered about, with a label or by passing; best first."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Instance id -> why there was no answer; nothing was paid, and they may be asked about once more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Whether a run directory keeps what was promised of it, from its files alone. Reads; changes nothing.
 
     ledger: every line a label, no instance twice, no more than the budget
-    rounds: numbered without a gap, every stage intact, every label in the ledger, versions that follow from each other
+    rounds: numbered without a gap, every stage intact, every label in the ledger, versions that follow from each other,
+            every completion with one fate, and nothing chosen that was set aside
     the rest: weights that can be read, no call of a chat model paid twice, nothing that would be unpickled
 """
 
@@ -21,7 +22,7 @@ from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
 from genal_ray.stages import STAGES, Round
 from genal_ray.store import RunDirectory
-from genal_ray.types import RoundReport
+from genal_ray.types import Fate, RoundReport
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of files that are unpickled when they are loaded."""
@@ -64,6 +65,8 @@ class _Audit:
         self.num_stages = 0
         self.labels: dict[str, dict[str, Any]] = {}
         """Rows of the ledger by instance id."""
+        self.set_aside: set[str] = set()
+        """Ids that could not be scored in a round so far."""
 
     def verdict(self) -> Verdict:
         self._read_ledger()
@@ -121,6 +124,8 @@ class _Audit:
             if name not in stages and not folder.is_complete(name):
                 self._complain(folder.folder, f"the round is committed without its stage {name}")
         ids: list[str] = stages.get("annotate", {}).get("ids", [])
+        self._check_failed(number, stages, folder)
+        self._check_fates(report, stages, folder)
         for id in ids:
             if id not in self.labels:
                 self._complain(folder.folder / "annotate.json", f"{id} was chosen but is not in the ledger")
@@ -147,6 +152,29 @@ class _Audit:
             self._complain(folder.folder / f"{name}.json", str(error))
             return None
         return value if isinstance(value, dict) else {}
+
+    def _check_failed(self, number: int, stages: dict[str, dict[str, Any]], folder: Round) -> None:
+        """What could not be scored is not chosen, in this round or later; what an annotator failed on has no label."""
+        failed = {name: set(saved.get("failed", {})) for name, saved in stages.items()}
+        chosen = {*stages.get("annotate", {}).get("ids", []), *failed.get("annotate", ())}
+        # A reward may follow the labels: then an instance of this round may have one.
+        self.set_aside |= failed.get("initial", set()) | failed.get("score", set())
+        for id in sorted(self.set_aside & chosen):
+            self._complain(folder.folder / "annotate.json", f"{id} was chosen though it could not be scored")
+        self.set_aside |= failed.get("reward", set())
+        for id in sorted(failed.get("annotate", set()) & self.labels.keys()):
+            if self.labels[id]["round"] <= number:
+                self._complain(folder.folder / "annotate.json", f"{id} is in the ledger, though its annotator failed")
+
+    def _check_fates(self, report: RoundReport, stages: dict[str, dict[str, Any]], folder: Round) -> None:
+        """Those that were kept and those that were not are all completions."""
+        if "generate" not in stages:
+            return
+        completions = stages["generate"].get("num_rows")
+        fates = sum(report.metrics.get(f"gen/num_{fate}") or 0 for fate in Fate)
+        if not completions == report.metrics.get("gen/num_completions") == fates:
+            told = f"tells the fates of {fates:g} completions, generate.parquet has {completions}"
+            self._complain(folder.folder / "metrics.json", told)
 
     def _check_versions(
         self, report: RoundReport, reports: list[RoundReport], stages: dict[str, dict[str, Any]], folder: Round

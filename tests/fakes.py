@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from genal_ray.types import (
 )
 
 
-class Crash(Exception):
-    """Raised by a fake part that was told to fail."""
+class Crash(BaseException):
+    """Raised by a fake part that was told to fail: as the death of the process, nobody handles it."""
 
 
 class Calls(Counter[str]):
@@ -94,9 +94,14 @@ class FakeGenerator:
 
 
 class FakeScorer:
+    poisoned: Container[str] = ()
+    """Ids of texts that have no score."""
+
     def __init__(self, calls: Calls, labels: LabelSpace) -> None:
         self.calls = calls
         self.labels = labels
+        self.seen: list[set[str]] = []
+        """Ids of the candidates of each call."""
 
     async def score(
         self,
@@ -109,11 +114,17 @@ class FakeScorer:
         progress: Progress | None = None,
     ) -> Scores:
         self.calls.record("score")
+        self.seen.append({i.id for i in candidates})
+        failed = {i.id: "killed" for i in candidates if i.id in self.poisoned}
+        candidates = [i for i in candidates if i.id not in failed]
         if isinstance(acquisition, Batchwise):  # every third candidate, the last one first
             picks = list(range(len(candidates)))[::-3][:budget]
             values = [float(budget - picks.index(n)) if n in picks else 0.0 for n in range(len(candidates))]
             return Scores(
-                ids=tuple(i.id for i in candidates), values=np.array(values, np.float32), student_version=-1
+                ids=tuple(i.id for i in candidates),
+                values=np.array(values, np.float32),
+                student_version=-1,
+                failed=failed,
             )
         assert student is not None
         values = [derive_seed(student.version, len(labeled), i.text) / 2**63 for i in candidates]
@@ -121,9 +132,9 @@ class FakeScorer:
             ids=tuple(i.id for i in candidates),
             values=np.array(values, dtype=np.float32),
             student_version=student.version,
-            metrics={"score/num_candidates": len(values)},
+            failed=failed,
+            metrics={"score/num_candidates": len(values) + len(failed), "score/num_failed": len(failed)},
         )
-
 
     async def predict(
         self, instances: Sequence[Instance], student: StudentFit, progress: Progress | None = None
@@ -193,13 +204,20 @@ class CountingLabeler:
     """Labels by the length of the text, and counts how often each instance was paid for."""
 
     accuracy: float | None = None
+    broken: Container[str] = ()
+    """Ids on which it fails, and with them the call."""
 
     def __init__(self, calls: Calls, paid: Counter[str]) -> None:
         self.calls = calls
         self.paid = paid
+        self.refused: Counter[str] = Counter()
+        """How often it failed on an instance alone."""
 
     async def annotate(self, instances: Sequence[Instance]) -> list[int | None]:
         self.calls.record("annotate")
+        if any(instance.id in self.broken for instance in instances):
+            self.refused.update(instance.id for instance in instances if len(instances) == 1)
+            raise ValueError("no words")
         self.paid.update(instance.id for instance in instances)
         return [len(instance.text) % 2 for instance in instances]
 
@@ -247,7 +265,12 @@ def make_corpus(size: int = 20) -> Corpus:
 
 
 def make_run(
-    folder: Path, config: RunConfig, calls: Calls, paid: Counter[str], corpus: Corpus | None = None
+    folder: Path,
+    config: RunConfig,
+    calls: Calls,
+    paid: Counter[str],
+    corpus: Corpus | None = None,
+    labeler: CountingLabeler | None = None,
 ) -> Run:
     """A run over fake parts in `folder`, begun or continued."""
     corpus, store = corpus or make_corpus(), RunDirectory(folder)
@@ -255,7 +278,7 @@ def make_run(
         store.create(config)
     store.rewrite_metrics()
     ledger = Ledger(store.ledger_file, corpus.labels).open()
-    labeler = CountingLabeler(calls, paid)
+    labeler = labeler or CountingLabeler(calls, paid)
     generator = FakeGenerator(calls)
     if (served := last_policies(store).served) is not None:
         generator.version = served.version
@@ -267,7 +290,11 @@ def make_run(
         store=store,
         parts=Parts(
             task=build_task(config.task) if corpus.labels.tags_words else PlainTask(),
-            annotation=Annotation({"real": ("hidden", labeler), "synthetic": ("hidden", labeler)}, ledger),
+            annotation=Annotation(
+                {"real": ("hidden", labeler), "synthetic": ("hidden", labeler)},
+                ledger,
+                max_error_rate=config.guards.max_error_rate,
+            ),
             scorer=FakeScorer(calls, corpus.labels),
             student=FakeStudent(calls),
             generator=None if config.generator is None else generator,

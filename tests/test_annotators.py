@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from genal_ray.annotator_training import train_annotator
-from genal_ray.annotators import Setting
-from genal_ray.annotators.classifier import Classifier
+from genal_ray.annotators import Failed, Setting
+from genal_ray.annotators.classifier import Classifier, ClassifierLabeler
 from genal_ray.annotators.hidden import Hidden
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
+from genal_ray.inference import StudentModel
+from genal_ray.labels import Classes
+from genal_ray.types import FloatArray, Instance, Text
 
 SETTING = Setting(domain="remarks", seed=0)
 
@@ -143,3 +147,16 @@ def test_training_does_not_overwrite(config: RunConfig, trained: tuple[Path, dic
 def test_training_needs_two_classes(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="raise --rows"):
         train_annotator(config, tmp_path / "new", rows=1)
+
+
+def test_a_prediction_that_is_not_finite_is_no_label() -> None:
+    """Its largest entry would be the first NaN, and so the first label."""
+
+    class Model:
+        def probabilities(self, texts: Sequence[Text]) -> list[FloatArray]:
+            rows = [[0.2, 0.8], [np.nan, np.nan], [0.9, 0.1]]
+            return [np.array(row, np.float32) for row in rows]
+
+    labeler = ClassifierLabeler(cast("StudentModel", Model()), (0, 1), Classes(("no", "yes")), None)
+    items = [Instance(id=str(n), text="x") for n in range(3)]
+    assert asyncio.run(labeler.annotate(items)) == [1, Failed("its prediction is not finite"), 0]

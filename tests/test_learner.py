@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,18 @@ import psutil
 import pytest
 import ray
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_ppo import TorchEngine, make_policy, make_rollouts, update
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.learner import LearnerGroup
-from actors.learner_state import SavedState, ShardWriter
 from actors.learner_worker import LearnerWorker
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError, UserError
-from genal_ray.policy_model import policy_parameters, trainable
+from genal_ray.policy_model import trainable
 from genal_ray.seeds import derive_seed
-from genal_ray.types import PolicyUpdate
+from genal_ray.types import PolicyUpdate, Rollout
 
 LORA = {"rank": 4, "alpha": 8}
 TOY = {"learning_rate": 1e-3, "epochs": 2, "batch_size": 5, "micro_batch_size": 2}
@@ -40,6 +39,7 @@ def make_config(model: Path, **learner: Any) -> RunConfig:
         {
             "task": {"domain": "texts"},
             "data": {"source": "unused"},
+            "guards": {"max_error_rate": learner.pop("max_error_rate", 0.1)},
             "student": {"model": "minilm"},
             "annotators": {"synthetic": "hidden"},
             "generator": {"model": str(model)},
@@ -52,9 +52,16 @@ def make_config(model: Path, **learner: Any) -> RunConfig:
 class Probe(LearnerWorker):
     """A worker that can change its configuration, so that a test need not start a process for each."""
 
-    def run(self, config: RunConfig, versions: list[int], folder: Path, state: Path | None = None) -> Any:
+    def run(
+        self,
+        config: RunConfig,
+        versions: list[int],
+        folder: Path,
+        state: Path | None = None,
+        poison: Sequence[int] = (),
+    ) -> Any:
         """Updates with the same rollouts; the last metrics, the generator's weights and the learner's state."""
-        rollouts = make_rollouts(7, group=config.strategy.group_size)
+        rollouts = poisoned(make_rollouts(7, group=config.strategy.group_size), poison)
         self._config, self._learner = config, config.learner
         self.restore(state)
         for version in versions:
@@ -75,12 +82,29 @@ class Probes:
         host, port = ray.get(self.actors[0].listen.remote())
         ray.get([a.start.remote(host, port) for a in self.actors])
 
-    def run(self, folder: Path, versions: list[int], state: Path | None = None, **learner: Any) -> Any:
+    def run(
+        self,
+        folder: Path,
+        versions: list[int],
+        state: Path | None = None,
+        poison: Sequence[int] = (),
+        **learner: Any,
+    ) -> Any:
         config = make_config(self.model, num_workers=len(self.actors), **learner)
-        results = ray.get([a.run.remote(config, versions, folder, state) for a in self.actors], timeout=120)
+        results = ray.get([a.run.remote(config, versions, folder, state, poison) for a in self.actors], timeout=120)
         for result in results[1:]:
             assert_equal(result[2], results[0][2])
         return results[0]
+
+
+def poisoned(rollouts: list[Rollout], numbers: Sequence[int]) -> list[Rollout]:
+    """Those rollouts weigh NaN in the loss."""
+    return [
+        replace(r, completion=replace(r.completion, logprobs=(math.nan,) * len(r.completion.logprobs)))
+        if n in numbers
+        else r
+        for n, r in enumerate(rollouts)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +115,14 @@ def probes(ray_session: None, tiny_lm_untied: Path) -> Iterator[Probes]:
         ray.kill(actor)
 
 
-def plainly(model: Path, **learner: Any) -> dict[str, Tensor]:
+def plainly(model: Path, poison: Sequence[int] = (), **learner: Any) -> dict[str, Tensor]:
     """The learning parameters after two updates of plain torch, one process."""
     config = make_config(model, **learner)
     engine = TorchEngine(make_policy(model, config.learner), config.learner)
-    rollouts = make_rollouts(7, group=config.strategy.group_size)
+    rollouts = poisoned(make_rollouts(7, group=config.strategy.group_size), poison)
     for version in (1, 2):
-        update(engine, rollouts, config.learner, seed=derive_seed(config.seed, "ppo", version))
+        seed = derive_seed(config.seed, "ppo", version)
+        update(engine, rollouts, config.learner, seed=seed, max_error_rate=config.guards.max_error_rate)
     return {name: p.detach().clone() for name, p in trainable(engine.module).items()}
 
 
@@ -138,6 +163,24 @@ def test_two_workers_equal_plain_torch_and_go_on_from_disk(
     assert metrics["rl/first_ratio_error"] < 1e-3
     _, _, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
     assert_equal(restored, state)
+
+
+@pytest.mark.ray
+def test_a_step_that_is_not_finite_is_skipped_by_all_workers(probes: Probes, tmp_path: Path) -> None:
+    """Under every ZeRO stage, and as plain torch does; what goes on from disk goes on the same."""
+    options = {"max_error_rate": 0.5, "poison": [3]}
+    expected = plainly(probes.model, **options)
+    for stage in range(4):
+        folder = tmp_path / str(stage)
+        metrics, _, state = probes.run(folder, [1, 2], zero_stage=stage, **options)
+        assert (metrics["rl/num_steps"], metrics["rl/num_skipped"]) == (2, 2)
+        for name, parameter in expected.items():
+            torch.testing.assert_close(state[f"parameter/{name}"], parameter, rtol=1e-3, atol=2e-4, msg=name)
+        saved = json.loads((folder / "2" / "learner" / "state.json").read_text())
+        assert saved["num_steps"] == 4, "Adam does not count them"
+    with pytest.raises(RunError, match="not finite in 4 of 4 optimiser steps"):
+        probes.run(tmp_path / "none", [1], poison=range(7), max_error_rate=1.0)
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.ray
@@ -340,30 +383,3 @@ def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: 
             await group.update(make_rollouts(3), 1, tmp_path / "1")
 
     asyncio.run(scenario())
-
-
-def test_a_state_is_sharded_and_refused_under_another_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("actors.learner_state.SHARD_BYTES", 100)
-    writer, tensors = ShardWriter(tmp_path / "s"), {f"t{i}": torch.rand(i + 1, 9) for i in range(5)}
-    for name, tensor in tensors.items():
-        writer.add(name, tensor)
-    writer.finish({"model": "a", "lora": None})
-    assert len(list((tmp_path / "s").glob("*.safetensors"))) > 1
-    state = SavedState(tmp_path / "s")
-    assert_equal(dict(state), tensors)
-    state.check({"model": "a"})
-    with pytest.raises(UserError, match="lora was None, now 'x'"):
-        state.check({"lora": "x"})
-    (tmp_path / "s" / "state-00001.safetensors").write_bytes(b"cut off")
-    with pytest.raises(SafetensorError):
-        SavedState(tmp_path / "s")
-
-
-def test_hugging_face_names_of_a_lora_policy_are_the_base_models(tiny_lm: Path) -> None:
-    names = [
-        [name for name, *_ in policy_parameters(make_policy(tiny_lm, make_config(tiny_lm, lora=lora).learner))]
-        for lora in (None, LORA)
-    ]
-    assert names[0] == names[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 from openai_server import MODEL, Answer, Behaviour, labels, serve, texts_of
 
 from genal_ray.annotation import Annotation
-from genal_ray.annotators import Setting
+from genal_ray.annotators import Answer as Given
+from genal_ray.annotators import Failed, Setting
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.config import LLMConfig, parse_config
 from genal_ray.corpus import Corpus
@@ -44,13 +46,13 @@ def annotate(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     **options: Any,
-) -> tuple[list[int | None], list[dict[str, Any]]]:
-    """Labels, and the requests that the server got."""
+) -> tuple[list[Given], list[dict[str, Any]]]:
+    """Answers, and the requests that the server got."""
     with serve(behaviour) as server:
         monkeypatch.setenv("OPENAI_API_KEY", server.key)
         config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url})
 
-        async def work() -> list[int | None]:
+        async def work() -> Sequence[Given]:
             llm = LLM(config, Endpoint(config), Journal(folder / "calls.jsonl").open())
             setting = Setting(domain="film reviews", seed=3, llm=llm)
             try:
@@ -58,7 +60,7 @@ def annotate(
             finally:
                 await llm.close()
 
-        return asyncio.run(work()), server.requests
+        return list(asyncio.run(work())), server.requests
 
 
 def by_tone(text: str) -> str:
@@ -134,7 +136,7 @@ def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.Mon
             llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
             labeler = LLMAnnotator(abstain=True).load(corpus(), Setting(domain="reviews", seed=0, llm=llm))
             annotation = Annotation({"synthetic": ("llm", labeler)}, ledger, llm)
-            figures = await annotation.buy(items, round=1, progress=lambda done, total: None)
+            _, figures = await annotation.buy(items, round=1, progress=lambda done, total: None)
             await llm.close()
             return [item.instance.id for item in annotation.bought([i.id for i in items])], figures
 
@@ -156,7 +158,7 @@ def test_a_cap_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("OPENAI_API_KEY", server.key)
         values = {"model": MODEL, "base_url": server.base_url, "max_reply_tokens": 20}
 
-        async def work(**caps: int) -> list[int | None]:
+        async def work(**caps: int) -> Sequence[Given]:
             config = validate(LLMConfig, {**values, **caps})
             llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
             try:
@@ -170,6 +172,52 @@ def test_a_cap_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert 0 < before < 40
         assert asyncio.run(work()) == [1] * 40
         assert sum(server.paid.values()) == 40
+
+
+def refusing(bad: Container[str]) -> Behaviour:
+    """Calls about some texts are refused with HTTP 400, each time."""
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        refused = any(text in bad for text in texts_of(body).values())
+        return Answer(status=400) if refused else labels(by_tone)(body, before)
+
+    return behave
+
+
+def test_a_call_that_fails_costs_no_other_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = instances("nice", "dull", "bomb", "nicer")
+    given, requests = annotate(refusing({"bomb"}), items, tmp_path, monkeypatch)
+    assert given[:2] + given[3:] == [1, 0, 1]
+    assert isinstance(given[2], Failed)
+    assert "HTTP 400" in given[2].why
+    assert len(requests) == 4, "neither the call that failed nor the others are repeated"
+
+
+def test_samples_that_were_had_may_decide_without_those_that_were_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three samples of each text the last is refused: two of three agree on the nice one, not on the odd one."""
+    seen: Counter[str] = Counter()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        text = texts_of(body)["1"]
+        seen[text] += 1
+        if seen[text] == 3:
+            return Answer(status=400)
+        return labels(lambda text: "bad" if text == "odd" and seen[text] == 2 else "good")(body, before)
+
+    given, _ = annotate(behave, instances("nice", "odd"), tmp_path, monkeypatch, samples=3, min_agreement=0.6)
+    assert given[0] == 1
+    assert isinstance(given[1], Failed)
+
+
+def test_an_endpoint_that_refuses_everything_is_soon_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = instances(*(f"text {i}" for i in range(200)))
+    given, requests = annotate(refusing([item.text for item in items]), items, tmp_path, monkeypatch)
+    assert all(isinstance(answer, Failed) for answer in given)
+    assert 20 < len(requests) <= 21 + 16, "what is allowed to fail, and what is under way then"
 
 
 def test_wrong_settings_are_explained() -> None:

@@ -68,7 +68,8 @@ class TorchEngine:
         parameters = trainable(self.module)
         self.gradients.append({name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
         norm = nn.utils.clip_grad_norm_(parameters.values(), self._config.max_grad_norm)
-        self._optimizer.step()
+        if math.isfinite(norm):
+            self._optimizer.step()
         self._optimizer.zero_grad()
         return float(norm)
 

@@ -31,6 +31,16 @@ def test_no_usable_completion_and_equal_scores_are_harmless() -> None:
     assert shape_rewards(np.array([]), RewardConfig()).shape == (0,)
 
 
+@pytest.mark.parametrize("transform", ["none", "rank"])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_what_is_not_finite_becomes_the_floor_and_spoils_no_other(transform: str, standardize: bool) -> None:
+    config = RewardConfig.model_validate({"transform": transform, "standardize": standardize, "floor": -3.0})
+    raw = np.array([1.0, np.nan, 2.0, np.inf, 4.0, -np.inf])
+    shaped = shape_rewards(raw, config)
+    assert shaped[[1, 3, 5]].tolist() == [-3.0] * 3
+    np.testing.assert_array_equal(shaped[[0, 2, 4]], shape_rewards(raw[[0, 2, 4]], config))
+
+
 def test_order_of_scores_is_kept() -> None:
     raw = np.random.default_rng(0).gamma(0.3, size=50)
     shaped = shape_rewards(raw, RewardConfig())

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,15 +17,16 @@ from ray import cloudpickle
 
 from actors.incidents import Incidents
 from actors.scorer import ScorerPool
-from actors.scorer_worker import LabeledSet, Scorer
+from actors.scorer_worker import Known, LabeledSet, Scorer
 from genal_ray.acquisition import Acquisition, Features, Needs, Pointwise
+from genal_ray.acquisition.coreset import Coreset
 from genal_ray.acquisition.signal import Signal
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
 from genal_ray.knn import LabeledIndex
-from genal_ray.scoring import Piece, PieceScores, PieceTimes
+from genal_ray.scoring import Piece, PieceScores, finite
 from genal_ray.seeds import derive_seed
 from genal_ray.types import Instance, LabeledInstance, Scores, StudentFit
 
@@ -95,15 +97,19 @@ def unsharded(candidates: Sequence[Instance], labeled: Sequence[Instance], stude
 class WatchedScorer(Scorer):
     """Writes down what it is asked, and misbehaves on request: all through files, which every process sees."""
 
-    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[PieceTimes, Features]:
+    def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[Known, Features]:
         self._note("featurize", len(piece.texts))
-        return super().featurize(piece, student, needs)
+        known, features = super().featurize(piece, student, needs)
+        features.encodings[[text == "nan" for text in piece.texts]] = np.nan
+        return replace(known, finite=finite(features)), features
 
     def score(
         self, piece: Piece, student: StudentFit | None, acquisition: Pointwise, labeled: LabeledSet | None
     ) -> PieceScores:
         self._note("score", len(piece.texts))
         for text in piece.texts:
+            if text == "raise":
+                raise ValueError("no such word")
             if text == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if text == "die once" and self._first("died"):
@@ -242,12 +248,28 @@ def test_piece_of_a_killed_scorer_is_scored_elsewhere(three: Running, student: S
     np.testing.assert_array_equal(three.score(candidates, labeled, student).values, scores.values)
 
 
+def test_texts_without_a_finite_score_are_set_aside(three: Running, student: StudentFit) -> None:
+    candidates, labeled = replace_text(instances(60), 3, "nan"), instances(20, prefix="labeled")
+    scores = three.score(candidates, labeled, student)
+    assert scores.failed == {"r-000003": "its score is nan"}
+    assert scores.ids == tuple(item.id for item in candidates if item.id != "r-000003")
+    np.testing.assert_allclose(scores.values, unsharded(candidates, labeled, student)[np.arange(60) != 3], rtol=1e-4)
+    assert scores.neighbours is not None
+    assert len(scores.neighbours.rows) == len(scores.neighbours.distances) == 59
+    assert (scores.metrics["score/num_candidates"], scores.metrics["score/num_failed"]) == (60, 1)
+    picks = three.score(candidates, labeled, student, acquisition=Coreset(), budget=59)
+    assert picks.ids == scores.ids
+    assert sorted(picks.values) == list(range(1, 60)), "all others are chosen"
+    (why,) = picks.failed.values()
+    assert why.startswith("what student version 2")
+
+
 def test_errors_say_what_is_wrong(three: Running, student: StudentFit, tmp_path: Path) -> None:
-    candidates, labeled = replace_text(instances(30), 3, "nan"), instances(5, prefix="labeled")
+    candidates, labeled = instances(30), instances(5, prefix="labeled")
     (tmp_path / "empty").mkdir()
     missing, empty = (StudentFit(version=1, path=str(tmp_path / name), metrics={}) for name in ("missing", "empty"))
-    with pytest.raises(RunError, match=r"not finite for 1 of 30 instances under student version 2 .*: r-000003$"):
-        three.score(candidates, labeled, student)
+    with pytest.raises(RunError, match=r"encodings .* not finite for 1 of 5 .* student version 2 .*: labeled-000003$"):
+        three.score(candidates, replace_text(labeled, 3, "nan"), student)
     with pytest.raises(RunError, match=f"the folder {tmp_path}/missing does not exist"):
         three.score(candidates, labeled, missing)
     with pytest.raises(GenalRayError, match=f"{tmp_path}/empty"):
@@ -306,9 +328,18 @@ def test_stopped_scorer_is_replaced_and_its_stack_kept(ray_session: None, tmp_pa
     assert "stopped" in stacks.read_text()
 
 
-def test_piece_that_kills_every_scorer_ends_in_an_error(ray_session: None, tmp_path: Path) -> None:
+def test_texts_that_crash_every_scorer_are_set_aside(ray_session: None, tmp_path: Path) -> None:
+    candidates = replace_text(replace_text(instances(12), 5, "die"), 9, "raise")
+    progress: list[tuple[int, int]] = []
     with Running(tmp_path, acquisition="random", num_actors=2) as running:
-        with pytest.raises(RunError, match="lost 3 scorers one after the other") as caught:
-            running.score(replace_text(instances(40), 5, "die"), [], NOWHERE)
-        assert caught.value.__cause__ is not None
-        assert len(running.score(instances(40), [], NOWHERE).values) == 40  # the pool lives on
+        healthy = running.score(instances(12), [], NOWHERE)
+        scores = running.score(candidates, [], NOWHERE, lambda *done: progress.append(done))
+        assert len(running.score(instances(12), [], NOWHERE).values) == 12  # the pool lives on
+    assert list(scores.failed) == ["r-000005", "r-000009"]
+    assert "died" in scores.failed["r-000005"]
+    assert scores.failed["r-000009"] == "ValueError('no such word')"
+    kept = [n for n in range(12) if n not in (5, 9)]
+    assert scores.ids == tuple(candidates[n].id for n in kept)
+    np.testing.assert_array_equal(scores.values, healthy.values[kept])
+    assert progress[-1] == (12, 12)
+    assert scores.metrics["score/retries"] <= 2 * (3 + 4 + 1)

@@ -84,3 +84,30 @@ def test_normalized_encodings_have_unit_length_and_zeros_stay() -> None:
     encodings = np.array([[3, 4], [0, 0], [1e-30, 0]], np.float32)
     unit = normalized(Features(probs=np.ones((3, 1), np.float32), encodings=encodings)).encodings
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [1, 0]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["probs", "encodings"])
+def test_what_is_not_finite_has_no_score_and_changes_no_other(what: str, bad: float) -> None:
+    """Without the check an infinite encoding would be infinitely far, and score 0."""
+
+    class Spoilt(Lengths):
+        def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+            features = super().predict(texts)
+            getattr(features, what)[2] = bad
+            return features
+
+    piece = Piece(texts=tuple(texts_of([3, 5, 7, 9])), seeds=np.zeros(4, np.uint64))
+    labeled = LabeledIndex(Lengths().predict(texts_of(range(1, 30))))
+    with np.errstate(all="ignore"):
+        values = score_piece(piece, Signal(), Spoilt(), labeled).values
+    plain = score_piece(piece, Signal(), Lengths(), labeled).values
+    assert np.isnan(values).tolist() == [False, False, True, False]
+    np.testing.assert_array_equal(values[[0, 1, 3]], plain[[0, 1, 3]])
+    assert values.dtype == np.float32
+
+
+def test_a_part_of_a_piece_keeps_each_texts_seed() -> None:
+    piece = Piece(texts=("a", "b", "c", "d"), seeds=np.arange(4, dtype=np.uint64))
+    part = piece.part(1, 3)
+    assert (part.texts, part.seeds.tolist()) == (("b", "c"), [1, 2])

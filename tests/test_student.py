@@ -24,6 +24,7 @@ from genal_ray.labels import Classes
 from genal_ray.pretrained import Pretrained
 from genal_ray.student import (
     TrainedStudent,
+    _Loop,
     epoch_batches,
     evaluate,
     fit,
@@ -31,6 +32,7 @@ from genal_ray.student import (
     num_steps,
     save,
 )
+from genal_ray.targets import ClassTargets
 from genal_ray.vocabulary import used_vocabulary
 
 LABELS = ("bad", "good")
@@ -191,6 +193,35 @@ def test_metrics_agree_with_scikit_learn() -> None:
 def test_a_loss_that_is_not_finite_ends_in_an_error(encoder: Path) -> None:
     with pytest.raises(RunError, match=r"lower student\.learning_rate"):
         train(encoder, learning_rate=1e30, min_steps=5)
+
+
+def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(
+    encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One text's loss is infinite: each epoch's step with it changes nothing, neither weights nor Adam's state."""
+    changed: list[bool] = []
+    loss, step = ClassTargets.loss, _Loop._step
+
+    def bad_loss(self: ClassTargets, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+        return loss(self, logits, rows) + (torch.inf if 7 in rows else 0)
+
+    def watched(self: _Loop, tokens: Any, targets: Any, rows: Any) -> torch.Tensor:
+        before = [p.detach().clone() for p in self.parameters]
+        counts = [int(state["step"]) for state in self.optimizer.state.values()]
+        result = step(self, tokens, targets, rows)
+        moved = any(not torch.equal(a, b) for a, b in zip(before, self.parameters, strict=True))
+        assert moved == ([int(state["step"]) for state in self.optimizer.state.values()] != counts) == (7 not in rows)
+        changed.append(moved)
+        return result
+
+    monkeypatch.setattr(ClassTargets, "loss", bad_loss)
+    monkeypatch.setattr(_Loop, "_step", watched)
+    trained = train(encoder, min_steps=50, batch_size=2)  # 20 steps an epoch
+    assert (len(changed), changed.count(False)) == (50, trained.metrics["student/num_skipped"])
+    assert changed.count(False) in (2, 3)
+    assert np.isfinite(trained.metrics["student/loss"])
+    with pytest.raises(RunError, match=r"in 3 of 20 optimiser steps.*guards\.max_error_rate.*student\.learning_rate"):
+        train(encoder, min_steps=20, batch_size=10)
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0], [0]])

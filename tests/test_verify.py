@@ -19,6 +19,7 @@ from genal_ray import loop
 from genal_ray.errors import UserError
 from genal_ray.files import locked
 from genal_ray.repair import repair
+from genal_ray.stages import _canonical, _digest
 from genal_ray.store import RunDirectory
 from genal_ray.verify import verify
 
@@ -94,6 +95,7 @@ BREACHES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "no JSON": ("labels/ledger.jsonl", lambda p: p.write_text(p.read_text() + "ok\n"), "line 17 is not a label"),
     "a round gone": ("rounds/0001/COMMITTED", Path.unlink, "committed rounds are [0, 2, 3]"),
     "metrics gone": ("rounds/0003/metrics.json", Path.unlink, "is missing or cannot be read"),
+    "a fate": ("rounds/0003/metrics.json", edit_json(lambda v: v.update({"gen/num_kept": 0})), "tells the fates of"),
     "metrics edited": ("rounds/0003/metrics.json", edit_json(lambda v: v.update({"al/num_labels": 15})), "is 15, the"),
     "a line of metrics": ("metrics.jsonl", drop_last_line, "`genal-ray resume` mends it"),
     "the budget": ("budget.json", edit_json(lambda v: v.update(total=12)), "16 labels were bought, the budget is 12"),
@@ -120,6 +122,19 @@ def test_labels_of_no_round_are_found(finished: RunDirectory) -> None:
     rows.append({**rows[-1], "id": "r-stray", "round": 2})
     finished.ledger_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "bought in round 2, which did not choose it" in str(verify(finished).findings)
+
+
+def test_a_choice_of_what_was_set_aside_is_found(finished: RunDirectory) -> None:
+    """By the stages' own checksums, as if a wrong program had written them."""
+    chosen = finished.round(2).read("annotate")["value"]["ids"][0]
+    for number, name in ((1, "score"), (2, "annotate")):
+        file = finished.path / "rounds" / f"{number:04d}" / f"{name}.json"
+        record = {key: value for key, value in json.loads(file.read_text()).items() if key != "sha256"}
+        record["value"]["failed"] = {chosen: "killed"}
+        file.write_text(json.dumps({**record, "sha256": _digest(_canonical(record))}))
+    told = str(verify(finished).findings)
+    assert f"{chosen} was chosen though it could not be scored" in told
+    assert f"{chosen} is in the ledger, though its annotator failed" in told
 
 
 def test_no_run_directory_is_no_finding(tmp_path: Path) -> None:

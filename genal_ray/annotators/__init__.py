@@ -8,11 +8,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from genal_ray.registry import Plugin
+from genal_ray.tolerance import MAX_ERROR_RATE
 from genal_ray.types import Instance, Label
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
     from genal_ray.llm.client import LLM
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No answer could be had about an instance: nothing is paid, and it may be asked about again."""
+
+    why: str
+
+
+Answer = Label | None | Failed
+"""About an instance: its label, None where the annotator passes, or that it failed."""
 
 
 class Labeler(Protocol):
@@ -23,8 +35,9 @@ class Labeler(Protocol):
         """Share of right labels as measured when it was made; None when that is not known. Recorded in the run."""
         ...
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
-        """The label of each instance, in order; None where it passes."""
+    async def annotate(self, instances: Sequence[Instance]) -> Sequence[Answer]:
+        """An answer about each instance, in order. One that raises is asked about each instance alone; UserError and
+        CapReached end the run."""
         ...
 
 
@@ -50,6 +63,8 @@ class Setting:
     """The run's chat model."""
     begun: bool = False
     """Whether annotators of the run labeled texts before."""
+    max_error_rate: float = MAX_ERROR_RATE
+    """Share of the texts that may fail before asking further is of no use."""
 
 
 class Annotator(Plugin):

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import numpy as np
 from pydantic import AfterValidator, Field
 
-from genal_ray.annotators import Annotator, Labeler, Setting
+from genal_ray.annotators import Annotator, Answer, Failed, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.paths import absolute, is_local, resolve_path
-from genal_ray.types import Instance, Label
+from genal_ray.types import FloatArray, Instance
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -35,12 +36,15 @@ class ClassifierLabeler:
     labels: LabelSpace
     accuracy: float | None
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
+    async def annotate(self, instances: Sequence[Instance]) -> Sequence[Answer]:
         return await asyncio.to_thread(self._classify, instances)
 
-    def _classify(self, instances: Sequence[Instance]) -> list[Label | None]:
+    def _classify(self, instances: Sequence[Instance]) -> list[Answer]:
         probs = self.model.probabilities([instance.student_input for instance in instances])
-        return [self.labels.predict(p[..., list(self.output_of)]).label for p in probs]
+        return [self._answer(p[..., list(self.output_of)]) for p in probs]
+
+    def _answer(self, probs: FloatArray) -> Answer:
+        return self.labels.predict(probs).label if np.isfinite(probs).all() else Failed("its prediction is not finite")
 
 
 class Classifier(Annotator):

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from genal_ray.annotators import Annotator, Labeler, Setting
+from genal_ray.annotators import Annotator, Answer, Failed, Labeler, Setting
 from genal_ray.errors import UserError
 from genal_ray.labels import LabelSpace, Vote
-from genal_ray.llm import Message, Request
+from genal_ray.llm import LLMError, Message, Request
 from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
+from genal_ray.tolerance import max_failures
 from genal_ray.types import Instance, Label, LabeledInstance
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class LLMAnnotator(Annotator):
             probes=() if setting.begun else _probes(corpus, self.probes),
             domain=setting.domain,
             seed=setting.seed,
+            max_error_rate=setting.max_error_rate,
         )
 
 
@@ -138,22 +140,29 @@ class LLMLabeler:
     domain: str
     seed: int
     probes: Sequence[LabeledInstance] = ()
+    max_error_rate: float
     accuracy: float | None = None
     _audit: _Audit = field(default_factory=_Audit)
 
-    async def annotate(self, instances: Sequence[Instance]) -> list[Label | None]:
-        """None for a text on which the samples do not agree, or whose replies cannot be read.
+    async def annotate(self, instances: Sequence[Instance]) -> Sequence[Answer]:
+        """None for a text on which the samples do not agree, or whose replies cannot be read; Failed for one that the
+        replies that were had do not decide, when others were not to be had. Calls are given up when too many fail.
 
-        Raises LLMError when the endpoint is lost, CapReached when the run's cap is.
+        Raises CapReached when the run's cap is reached.
         """
         if self.probes:
-            votes = await self._votes([probe.instance for probe in self.probes])
+            votes, _ = await self._votes([probe.instance for probe in self.probes])
             pairs = [(v.label, probe.label) for v, probe in zip(votes, self.probes, strict=True) if v.label is not None]
             score = self.labels.agreement([a for a, _ in pairs], [b for _, b in pairs]) if pairs else 0.0
             self._audit, self.probes = _Audit(probe_score=score), ()
-        votes = await self._votes(instances)
-        self._audit.agreements += [vote.agreement for vote in votes]
-        return [vote.label for vote in votes]
+        votes, lost = await self._votes(instances)
+        answers = [
+            Failed(lost[instance.id]) if vote.label is None and instance.id in lost else vote.label
+            for instance, vote in zip(instances, votes, strict=True)
+        ]
+        pairs_of = zip(votes, answers, strict=True)
+        self._audit.agreements += [vote.agreement for vote, answer in pairs_of if not isinstance(answer, Failed)]
+        return answers
 
     def audit(self) -> dict[str, float]:
         """`label/agreement`: mean share of a text's samples that say what the vote decides. Of entities
@@ -162,15 +171,32 @@ class LLMLabeler:
         figures, self._audit = self._audit.figures(), _Audit()
         return figures
 
-    async def _votes(self, instances: Sequence[Instance]) -> list[Vote]:
+    async def _votes(self, instances: Sequence[Instance]) -> tuple[list[Vote], dict[str, str]]:
+        """What the samples come to, and the ids of instances of which some were not to be had, with the reason."""
         size, samples = self.options.texts_per_call, self.options.samples
         groups = [instances[start : start + size] for start in range(0, len(instances), size)]
-        replies = await asyncio.gather(*(self._labels(g, sample) for g in groups for sample in range(samples)))
+        slots = asyncio.Semaphore(self.llm.config.concurrency)
+        allowed = max_failures(len(instances), self.max_error_rate)
+        lost: dict[str, str] = {}
+
+        async def labels_of(group: Sequence[Instance], sample: int) -> dict[str, Label | None]:
+            async with slots:
+                why = "not asked, after too many calls had failed"
+                if len(lost) <= allowed:
+                    try:
+                        return await self._labels(group, sample)
+                    except LLMError as error:
+                        why = str(error)
+                for instance in group:
+                    lost.setdefault(instance.id, why)
+                return {}
+
+        replies = await asyncio.gather(*(labels_of(g, sample) for g in groups for sample in range(samples)))
         answers: dict[str, list[Label | None]] = {instance.id: [] for instance in instances}
         for labels in replies:
             for id, label in labels.items():
                 answers[id].append(label)
-        return [self.labels.vote(answers[i.id], samples, self.options.min_agreement) for i in instances]
+        return [self.labels.vote(answers[i.id], samples, self.options.min_agreement) for i in instances], lost
 
     async def _labels(self, group: Sequence[Instance], sample: int) -> dict[str, Label | None]:
         """Instance id -> label, or None for an abstention, of one reply; empty when none could be read."""

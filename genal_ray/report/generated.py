@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,10 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
     """
     columns = ["text", "fate", "instance", "penalized"]
     completions = pq.read_table(folder / "generate.parquet", columns=columns).to_pylist()
+    without_score = failures(folder, "score").keys() | failures(folder, "reward").keys()
+    for row in completions:
+        if row["instance"] is not None and row["instance"]["id"] in without_score:
+            row["fate"] = str(Fate.UNSCORABLE)
     scores = _Scores.read(folder)
     rewards = _rewards(folder, scores)
     ids = [None if row["instance"] is None else row["instance"]["id"] for row in completions]
@@ -97,6 +102,13 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
             for n in shown
         ),
     )
+
+
+def failures(folder: Path, stage: str) -> dict[str, str]:
+    """Instance id -> why, of what a stage of a round failed on; empty for one that is not complete."""
+    file = folder / f"{stage}.json"
+    failed: dict[str, str] = json.loads(file.read_bytes())["value"].get("failed", {}) if file.is_file() else {}
+    return failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

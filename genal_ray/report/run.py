@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from genal_ray.evaluation import QUALITY
 from genal_ray.report import charts
-from genal_ray.report.generated import GeneratedRound, read_generated
+from genal_ray.report.generated import GeneratedRound, failures, read_generated
 from genal_ray.report.labels import ClassCount, count_classes, read_labels
 from genal_ray.report.outline import Outline, RoundRow, measure_of, read_outline
 from genal_ray.store import RunDirectory
@@ -17,6 +17,14 @@ from genal_ray.types import Fate
 
 MAX_ROUNDS_WITH_TEXTS = 20
 """Newest rounds whose texts are shown; of older ones the counts remain in the charts."""
+
+_FAILURES = {
+    "initial": "could not be scored",
+    "score": "could not be scored",
+    "reward": "no reward",
+    "annotate": "no answer from its annotator",
+}
+"""Stages that set texts aside, and what failed there."""
 
 _STAGES = ("generate", "score", "annotate", "student", "reward", "learn", "hand_over", "overhead")
 """`timing/*` in the order of a round."""
@@ -31,6 +39,15 @@ class Chart:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A text that work failed on, whatever became of it later."""
+
+    round: int
+    id: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunPage:
     outline: Outline
     charts: tuple[Chart, ...]
@@ -40,6 +57,8 @@ class RunPage:
     """Newest round first, those of the round in progress included."""
     num_older: int
     """Rounds with completions that are not in `generated`."""
+    set_aside: tuple[SetAside, ...]
+    """Texts that could not be scored or got no answer, oldest round first, each time that it happened."""
     config_yaml: str
 
 
@@ -55,6 +74,12 @@ def read_run(store: RunDirectory) -> RunPage:
         classes=tuple(count_classes(labels)),
         generated=tuple(
             read_generated(folder, outline.reward, by_id) for folder in folders[:MAX_ROUNDS_WITH_TEXTS]
+        ),
+        set_aside=tuple(
+            SetAside(round=int(folder.name), id=id, why=f"{_FAILURES[stage]}: {why}")
+            for folder in sorted((store.path / "rounds").glob("[0-9]*"))
+            for stage in _FAILURES
+            for id, why in failures(folder, stage).items()
         ),
         num_older=max(0, len(folders) - MAX_ROUNDS_WITH_TEXTS),
         config_yaml=store.config_file.read_text(encoding="utf-8"),
