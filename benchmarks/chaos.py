@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
@@ -62,8 +62,6 @@ SETTINGS = {
     "cluster.max_restarts": 50,
     "cluster.heartbeat_s": 20,
 }
-ROUNDS = 8
-"""Of these settings, the initial one included."""
 LONGEST_DELAY_S = 12.0
 """Between a finished stage and the next fault."""
 TIMEOUT_S = 1500.0
@@ -134,9 +132,9 @@ def main() -> None:
             raise SystemExit(f"no {waiting[0].kind} was found in a whole run")
         waiting = [fault for fault in waiting if fault.number not in {hit.number for hit in hits}]
         outcome = run.outcome(out / "run-0")
-        for row, file in [*((hit, "faults.jsonl") for hit in hits), (outcome, "runs.jsonl")]:
+        for file, rows in (("faults.jsonl", hits), ("runs.jsonl", [outcome])):
             with (out / file).open("a") as lines:
-                lines.write(json.dumps(asdict(row)) + "\n")
+                lines.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
         suffered += hits
         outcomes.append(outcome)
         print(outcome, flush=True)
@@ -162,17 +160,25 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 class Run:
     """One run that suffers faults."""
 
-    def __init__(self, number: int, directory: Path, rng: random.Random) -> None:
-        self.number, self.directory, self._rng = number, directory, rng
+    def __init__(
+        self,
+        number: int,
+        directory: Path,
+        rng: random.Random,
+        settings: Mapping[str, Any] = SETTINGS,
+        longest_delay_s: float = LONGEST_DELAY_S,
+    ) -> None:
+        self.number, self.directory = number, directory
+        self._rng, self._settings, self._longest_delay_s = rng, settings, longest_delay_s
         self._seen: dict[int, psutil.Process] = {}
         self._hits: list[Suffered] = []
         self._resumes = 0
         self._seconds = 0.0
 
-    def suffer(self, faults: Sequence[Fault], settings: dict[str, Any] | None = None) -> list[Suffered]:
+    def suffer(self, faults: Sequence[Fault]) -> list[Suffered]:
         """The run to its end, with as many of the faults as it lasts for; those that hit, in their order."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        words = [word for key, value in (settings or SETTINGS).items() for word in ("--set", f"{key}={value}")]
+        words = [word for key, value in self._settings.items() for word in ("--set", f"{key}={value}")]
         begun = time.monotonic()
         process = start("run", "demo", *words, "--output-dir", str(self.directory))
         waiting = list(faults)
@@ -180,7 +186,7 @@ class Run:
             if process.poll() is not None:
                 process = self._resume()
             stage = newest_stage(self.directory)
-            if waiting and stage and self._sleep(process, self._rng.uniform(0, LONGEST_DELAY_S)):
+            if waiting and stage and self._sleep(process, self._rng.uniform(0, self._longest_delay_s)):
                 victims = self._victims(process, waiting[0].kind)
                 if victims:
                     process = self._inject(process, self._rng.choice(victims), waiting.pop(0), begun)
@@ -197,7 +203,7 @@ class Run:
             seconds=round(self._seconds, 1),
             resumes=self._resumes,
             identical=results(self.directory) == results(undisturbed),
-            findings=audit(self.directory),
+            findings=audit(self.directory, self._settings),
             leaked=left_over(list(self._seen.values())),
         )
 
@@ -293,7 +299,8 @@ def results(directory: Path) -> tuple[list[str], list[Any]]:
     return [f"{row['id']} {row['label']} {row['round']}" for row in rows], accuracy
 
 
-def audit(directory: Path) -> list[str]:
+def audit(directory: Path, settings: Mapping[str, Any]) -> list[str]:
+    """What `genal-ray verify` finds, and what the run lacks."""
     command = [sys.executable, "-m", "cluster.cli", "verify", str(directory), "--json"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
@@ -303,10 +310,11 @@ def audit(directory: Path) -> list[str]:
     wrong = [f"{finding['place']}: {finding['what']}" for finding in verdict["findings"]]
     if not (directory / "outcome.json").exists():
         wrong.append("the run did not end")
-    if verdict["num_rounds"] != ROUNDS:
-        wrong.append(f"{verdict['num_rounds']} rounds, expected {ROUNDS}")
-    if verdict["num_labels"] != SETTINGS["budget.total"]:
-        wrong.append(f"{verdict['num_labels']} labels, the budget is {SETTINGS['budget.total']}")
+    budget, rounds = settings["budget.total"], settings["budget.total"] // settings["budget.per_round"]
+    if verdict["num_rounds"] != rounds:
+        wrong.append(f"{verdict['num_rounds']} rounds, expected {rounds}")
+    if verdict["num_labels"] != budget:
+        wrong.append(f"{verdict['num_labels']} labels, the budget is {budget}")
     return wrong
 
 

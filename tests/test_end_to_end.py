@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
-import signal
+import random
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
-import psutil
 import pytest
 from safetensors import safe_open
 
 from genal_ray.store import RunDirectory
 from genal_ray.verify import verify
 
-GENAL_RAY = Path(sys.executable).with_name("genal-ray")
+
+def load_chaos() -> ModuleType:
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "chaos.py"
+    spec = importlib.util.spec_from_file_location("chaos", script)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+chaos = load_chaos()
 
 SMALL = {
     "data.pool_size": 90,
@@ -40,49 +50,34 @@ EXPECTED_METRICS = """
 """.split()
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen([str(GENAL_RAY), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def kill_driver(process: subprocess.Popen[str]) -> None:
-    children = psutil.Process(process.pid).children(recursive=True)
-    (driver,) = [child for child in children if any("ray::Driver" in part for part in child.cmdline())]
-    os.kill(driver.pid, signal.SIGKILL)
+def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cluster.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_run_whose_driver_is_killed_resumes_to_the_end(tmp_path: Path) -> None:
-    directory = tmp_path / "run"
-    overrides = [part for key, value in SMALL.items() for part in ("--set", f"{key}={value}")]
-    run = start("run", "demo", *overrides, "--output-dir", str(directory))
-    wait_for((directory / "rounds" / "0001" / "score.json").exists, run)
-    kill_driver(run)
-    output, _ = run.communicate(timeout=120)
-    assert run.returncode == 1, output
-    assert "genal-ray resume" in output
-    bought = (directory / "labels" / "ledger.jsonl").read_text().splitlines()
-    scored = (directory / "rounds" / "0001" / "score.json").stat().st_mtime_ns
+def test_a_run_that_loses_one_process_after_another_keeps_every_promise(tmp_path: Path) -> None:
+    """The short version of benchmarks/chaos.py."""
+    run = chaos.Run(1, tmp_path / "run", random.Random(0), SMALL, longest_delay_s=0)
+    faults = [
+        chaos.Fault(number=number, kind=kind)
+        for number, kind in enumerate(("driver", "engine core", "learner", chaos.LAUNCHER))
+    ]
+    hits = run.suffer(faults)
+    assert [(hit.kind, hit.resumed) for hit in hits[:3]] == [(fault.kind, False) for fault in faults[:3]]
+    assert [hit.resumed for hit in hits[3:]] == [True], "nobody else starts a run whose launcher is killed"
+    outcome = run.outcome(tmp_path / "run")
+    assert outcome.findings == []
+    assert outcome.leaked == []
+    check_finished(tmp_path / "run")
+    incidents = [json.loads(line)["part"] for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()]
+    assert incidents.count("driver") == 1
 
-    resume = start("resume", str(directory))
-    output, _ = resume.communicate(timeout=400)
-    assert resume.returncode == 0, output
-    check_finished(directory)
-    assert (directory / "labels" / "ledger.jsonl").read_text().splitlines()[: len(bought)] == bought
-    assert (directory / "rounds" / "0001" / "score.json").stat().st_mtime_ns == scored, "a finished stage ran again"
-
-    status = start("status", str(directory), "--json")
-    assert json.loads(status.communicate(timeout=60)[0])["state"] == "done"
-    again = start("run", "demo", "--output-dir", str(directory))
-    assert "holds another run" in again.communicate(timeout=60)[0]
+    status = genal_ray("status", str(tmp_path / "run"), "--json")
+    assert json.loads(status.stdout)["state"] == "done"
+    again = genal_ray("run", "demo", "--output-dir", str(tmp_path / "run"))
+    assert "holds another run" in again.stderr
     assert again.returncode == 2
 
 

@@ -26,7 +26,7 @@ from genal_ray.report.html import duration
 from genal_ray.report.labels import read_labels
 from genal_ray.report.outline import read_outline
 from genal_ray.report.run import read_run
-from genal_ray.store import RunDirectory
+from genal_ray.store import SCHEMA_VERSION, RunDirectory
 from genal_ray.types import Completion, Prompt
 
 HOSTILE = "</td><script>alert(1)</script><img src='https://evil.example/x' onerror=alert(2)>&amp;{{ 7*7 }}"
@@ -145,7 +145,7 @@ def test_facts_of_the_header(begun: RunDirectory) -> None:
         "nothing <i>left</i> to label",
         "30 labels: 4 at first, 5 a round",
         "linear, agreement with the true labels: 95.3 %",
-        f"schema 2, fingerprint {make_config().fingerprint()}",
+        f"schema {SCHEMA_VERSION}, fingerprint {make_config().fingerprint()}",
     ):
         assert expected in page.text
 
