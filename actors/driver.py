@@ -26,7 +26,7 @@ from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
-from genal_ray.files import locked
+from genal_ray.files import in_thread, locked
 from genal_ray.ledger import Ledger
 from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
@@ -61,16 +61,16 @@ class Driver:
         self._work = asyncio.ensure_future(self._run())
         try:
             reason = await self._work
+            await in_thread(self._store.record_outcome, reason)
         except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except CapReached as error:
             self._watch.ended(State.STOPPED, reason=f"{error}; raise it in config.yaml to go on")
         except Exception as error:
-            (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            await in_thread(self._store.record_failure, traceback.format_exc())
             self._watch.ended(State.FAILED, error=str(error))
             raise
         else:
-            self._store.record_outcome(reason)
             self._watch.ended(State.DONE, reason=reason)
 
     async def status(self) -> RunStatus:

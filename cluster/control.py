@@ -51,8 +51,9 @@ def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
             if driver is not None:
                 ray.get(driver.stop.remote(now=now), timeout=_ANSWER_S)
                 when = "now" if now else "after the stages in progress"
-                return f"asked to stop {when}; go on later with: genal-ray resume {store.path}"
-    raise UserError(f"nothing works on {store.path}, so there is nothing to stop; see `genal-ray status {store.path}`")
+                return f"asked to stop {when}; go on later with: genal-ray resume {store.place}"
+    place = store.place
+    raise UserError(f"nothing works on {place}, so there is nothing to stop; see `genal-ray status {place}`")
 
 
 def _recorded_budget(store: RunDirectory) -> dict[str, Any]:

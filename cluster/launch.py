@@ -67,7 +67,7 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
     if contact.read_contact(store) is not None:
-        raise UserError(f"{store.path} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+        raise UserError(f"{store.place} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
     checked = check(config, store.path, resume=resume)
     for note in checked.notes:
         view.say(f"note: {note}")
@@ -180,14 +180,14 @@ def _watch(driver: Any, store: RunDirectory, view: View, arrived: Interrupts) ->
         raise _failure(error, store) from error
     except RayActorError as error:
         raise RunError(
-            f"the driver process died: {error}\nWhat was done is kept; go on with: genal-ray resume {store.path}"
+            f"the driver process died: {error}\nWhat was done is kept; go on with: genal-ray resume {store.place}"
         ) from error
 
 
 def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:
     """Passes on `Interrupts.pressure`, and returns it."""
     if pressure >= 3:
-        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.path}")
+        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.place}")
     driver.stop.remote(now=pressure == 2)
     view.say(
         "stopping after the stages in progress; once more to stop now"
@@ -203,7 +203,8 @@ def _failure(error: Any, store: RunDirectory) -> GenalRayError:
     if isinstance(cause, UserError):
         return cause
     what = str(cause) if isinstance(cause, RunError) else f"{type(cause).__name__}: {cause}"
-    return RunError(f"{what}\nTraceback: {store.path / 'error.log'}; go on with: genal-ray resume {store.path}")
+    traceback = f"Traceback: {store.error_file}; " if store.error_file.exists() else ""
+    return RunError(f"{what}\n{traceback}go on with: genal-ray resume {store.place}")
 
 
 def _evidence(session: Any, store: RunDirectory) -> str:

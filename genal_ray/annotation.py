@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from genal_ray.annotators import Audited, Labeler
 from genal_ray.errors import RunError
+from genal_ray.files import in_thread
 from genal_ray.interfaces import Progress
 from genal_ray.ledger import Declined, Ledger
 from genal_ray.types import Instance, Label, LabeledInstance
@@ -51,12 +52,13 @@ class Annotation:
         before = None if self._llm is None else self._llm.usage
         given = given or {}
         missing = [instance for instance in instances if instance.id not in self._ledger]
-        self._ledger.record(
+        await in_thread(
+            self._ledger.record,
             [
                 LabeledInstance(instance=instance, label=given[instance.id], annotator=WRITER, round=round)
                 for instance in missing
                 if instance.id in given
-            ]
+            ],
         )
         missing = [instance for instance in missing if instance.id not in given]
         done = len(instances) - len(missing)
@@ -68,7 +70,8 @@ class Annotation:
                 if len(labels) != len(chunk):
                     raise RunError(f"annotator {name!r} gave {len(labels)} labels for {len(chunk)} instances")
                 answers = list(zip(chunk, labels, strict=True))
-                self._ledger.record(
+                await in_thread(
+                    self._ledger.record,
                     [
                         LabeledInstance(instance=instance, label=label, annotator=name, round=round)
                         for instance, label in answers
