@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 from genal_ray.budget import Budget
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
+from genal_ray.location import default_work_dir
 from genal_ray.status import RunStatus
 from genal_ray.store import RunDirectory
+from genal_ray.working_copy import new_run
 
 _POLL_S = 0.5
 _STATUS_TIMEOUT_S = 30.0
@@ -36,22 +38,24 @@ def run(
     overrides: Sequence[str] = (),
     *,
     output_dir: str | None = None,
+    work_dir: str | None = None,
     address: str | None = None,
     view: View | None = None,
 ) -> Path:
-    """Run a configuration file or preset from the beginning; returns the run directory.
+    """Run a configuration file or preset from the beginning; returns the run directory, of a run at a URL the one that
+    it was worked on in.
 
     Raises UserError before anything starts, RunError when the run failed or was cut off.
     """
     config = load_config(source, list(overrides))
-    store = RunDirectory(run_directory(config, output_dir))
+    store = new_run(run_place(config, output_dir), work_dir)
     launch(config, store, address=address, resume=False, view=view or NoView())
     return store.path
 
 
-def run_directory(config: RunConfig, output_dir: str | None) -> Path:
+def run_place(config: RunConfig, output_dir: str | None) -> str:
     """Where a run goes: the option, else the configuration's output_dir, else runs/<name>."""
-    return Path(output_dir or config.output_dir or Path("runs") / config.name).expanduser().absolute()
+    return output_dir or config.output_dir or str(Path("runs") / config.name)
 
 
 def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
@@ -68,6 +72,11 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
     if contact.read_contact(store) is not None:
         raise UserError(f"{store.place} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+    if address is not None and store.mirror.url and store.path == default_work_dir(store.mirror.url):
+        raise UserError(
+            f"the machines of the cluster at {address} take part in the work on {store.place}: give --work-dir, a "
+            "directory that all of them see"
+        )
     checked = check(config, store.path, resume=resume)
     for note in checked.notes:
         view.say(f"note: {note}")
@@ -139,7 +148,7 @@ def start_driver(config: RunConfig, store: RunDirectory, address: str) -> Any:
     actor = ray.remote(Driver).options(
         name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
     )
-    driver = actor.remote(config.to_yaml(), str(store.path))
+    driver = actor.remote(config.to_yaml(), str(store.path), store.mirror.url)
     contact.announce(store, address=address, namespace=NAMESPACE, actor=name)
     return driver
 

@@ -54,6 +54,7 @@ async def commit(
     await in_thread(run.store.commit, report)
     await prune(run)
     run.observer.committed(report)
+    await in_thread(run.store.mirror.push, run.store.path / "tensorboard")
     if run.config.observes:
         for sentence in advice(reports, report):
             run.observer.note(sentence)

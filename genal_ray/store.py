@@ -58,6 +58,11 @@ class RunDirectory:
         return self.path / "labels" / "ledger.jsonl"
 
     @property
+    def set_aside_file(self) -> Path:
+        """Labels that were bought for a round which was done elsewhere (`genal_ray.synchronising`)."""
+        return self.path / "labels" / "set-aside.jsonl"
+
+    @property
     def calls_file(self) -> Path:
         """The journal of a chat model's calls."""
         return self.path / "llm" / "calls.jsonl"
@@ -151,6 +156,7 @@ class RunDirectory:
         """metrics.jsonl from the committed rounds: a line lost or half-written in a crash is mended."""
         lines = [json.dumps(_row(report)) + "\n" for report in self.reports()]
         write_text(self.metrics_file, "".join(lines))
+        self.mirror.push(self.metrics_file)
 
     def prune(self, *, keep_last: int, keep_best: int = 0, policies: Collection[int] = ()) -> None:
         """Delete student and policy weights of all but the last `keep_last` committed rounds. The students of the
