@@ -72,7 +72,7 @@ class Driver:
         except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except CapReached as error:
-            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in config.yaml to go on")
+            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in {self._store.place}/config.yaml to go on")
         except Exception as error:
             await in_thread(self._store.record_failure, traceback.format_exc())
             self._watch.ended(State.FAILED, error=str(error))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,17 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
+@pytest.fixture
+def processes() -> Iterator[ExitStack]:
+    """What is ended after the test, however it goes."""
+    with ExitStack() as stack:
+        yield stack
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_at_a_url_moves_to_another_machine(
-    url: str, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, short: Path, processes: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_run(tmp_path, temp_dir=short)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
@@ -35,12 +43,13 @@ def test_a_run_at_a_url_moves_to_another_machine(
     def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
 
-    run = subprocess.Popen(
+    run = processes.enter_context(subprocess.Popen(
         [*COMMAND, "run", str(config), "--set", "budget={per_round: 2, total: 30}", "--output-dir", url],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    ))  # fmt: skip
+    processes.callback(run.kill)
     remote = Remote(url)
-    wait_for(lambda: "rounds/0000/COMMITTED" in remote.find(), run)
+    wait_for(lambda: "rounds/0000/COMMITTED" in remote.find(), run, 300)
     again = genal_ray("resume", url)
     assert (again.returncode, "is being worked on" in again.stderr) == (2, True)
     stopped = genal_ray("stop", url)
