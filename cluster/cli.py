@@ -345,9 +345,13 @@ def _complain(message: str, code: int) -> int:
 
 def _unexpected(error: Exception) -> int:
     """A fault of ours: one line for the user, and the traceback in a file."""
-    kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    kept.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return _complain(f"failed: {type(error).__name__}: {error}\nTraceback: {kept}", 1)
+    told, text = f"failed: {type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    try:
+        kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        kept.write_text(text, encoding="utf-8")
+    except OSError:
+        return _complain(f"{told}\n{text}", 1)
+    return _complain(f"{told}\nTraceback: {kept}", 1)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -91,6 +91,11 @@ class Lease:
         self._mine = replace(self._mine, time=self._clock())
         if not self._remote.create(_name(self._number), self._mine.encode()):
             raise self._taken(self._latest()[1])
+        if self._remote.create(_name(self._number), b"probe"):
+            raise UserError(
+                f"{self._remote.url}: this store creates an object that is there already, so that nothing would keep "
+                "two drivers apart (S3 knows If-None-Match since 2024): take a newer one, or a directory"
+            )
         self._renewed = time.monotonic()
         for older in range(max(number - 1, 1), number + 1):
             self._remote.remove(_name(older))
@@ -127,7 +132,8 @@ class Lease:
 
     def _latest(self) -> tuple[int, Holder | None]:
         """The highest number, 0 where there is none, and what that lease says; None for one that cannot be read."""
-        numbers = [int(name.rpartition("/")[2]) for name in self._remote.find(FOLDER)]
+        names = [name.rpartition("/")[2] for name in self._remote.find(FOLDER)]
+        numbers = [int(name) for name in names if name.isdigit()]
         if not numbers:
             return 0, None
         data = self._remote.read(_name(max(numbers)))

@@ -37,7 +37,7 @@ class Mirror:
         out."""
 
     def has(self, path: Path) -> bool:
-        """Whether there is a copy of a file, or there is to be none."""
+        """Whether there is a copy of a small file, or there is to be none."""
         return True
 
     def push_lines(self, path: Path, offset: int, data: bytes) -> None:

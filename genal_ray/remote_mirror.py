@@ -111,7 +111,7 @@ class RemoteMirror(Mirror):
                 self.remote.write(self._name(path), path.read_bytes())
 
     def has(self, path: Path) -> bool:
-        return self._name(path) in self.remote.find(self._name(path))
+        return self.remote.read(self._name(path)) is not None
 
     def push_lines(self, path: Path, offset: int, data: bytes) -> None:
         self._check()

@@ -367,3 +367,20 @@ def test_hugging_face_names_of_a_lora_policy_are_the_base_models(tiny_lm: Path) 
         for lora in (None, LORA)
     ]
     assert names[0] == names[1]
+
+
+def test_a_policy_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    """By an error of ours, which ends the run: a new group of workers would meet the same disk. What a lost group left
+    of the update is in nobody's way."""
+
+    class Worker(LearnerWorker):
+        def __init__(self) -> None:
+            self._rank = 0
+
+        def _write(self, output_dir: Path, version: int) -> None:
+            (output_dir / "model").mkdir(parents=True)
+            raise SafetensorError("I/O error: Quota exceeded (os error 122)")
+
+    (tmp_path / "policy" / "model").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"policy could not be written: the quota on the disk at /.* is used up"):
+        Worker()._save(tmp_path / "policy", 1)

@@ -111,6 +111,15 @@ def test_what_another_created_meanwhile_is_the_others(foreign: None) -> None:
     assert store.files.cat_file("/bucket/run/.lease/00000001") == b"{}"
 
 
+def test_a_store_that_cannot_tell_two_drivers_apart_is_refused(foreign: None) -> None:
+    """One that does not know conditional writes creates what is there."""
+    store = Store()
+    pipe = store.files.pipe_file
+    store.files.pipe_file = lambda path, data, mode="overwrite": pipe(path, data)
+    with pytest.raises(UserError, match="nothing would keep two drivers apart"):
+        make(store)[0].acquire()
+
+
 def test_a_dead_process_of_this_machine_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store()
     first, _ = make(store)

@@ -210,6 +210,8 @@ def test_pieces_make_the_file(tmp_path: Path) -> None:
     assert read_lines(remote_of(store), "labels/ledger.jsonl") == data
     mirror.fold(file)
     assert store.names() == {"labels/ledger.jsonl"}
+    assert mirror.has(file)
+    assert not mirror.has(tmp_path / "labels")
     store.files.pipe_file("/bucket/run/labels/ledger.jsonl.pieces/0000000000999999", b"late\n")
     with pytest.raises(RunError, match=f"lacks the bytes {len(data)} to 999999"):
         read_lines(remote_of(store), "labels/ledger.jsonl")
