@@ -15,6 +15,7 @@ import argparse
 import functools
 import importlib
 import json
+import logging
 import os
 import tempfile
 import threading
@@ -123,6 +124,7 @@ def s3_server() -> Iterator[str]:
     import fsspec
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

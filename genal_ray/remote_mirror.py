@@ -12,6 +12,7 @@ the whole file and laid the pieces over it, each at its place, has all the lines
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections import Counter
 from pathlib import Path
@@ -42,6 +43,8 @@ class RemoteMirror(Mirror):
         self._lease = lease or Lease(remote)
         self._held = False
         self._num_pieces = Counter[str]()
+        self._folding = threading.RLock()
+        """Held while pieces come or go: one that came between would go unfolded."""
 
     def check_free(self) -> None:
         """Raises UserError when somebody works there."""
@@ -116,10 +119,11 @@ class RemoteMirror(Mirror):
     def push_lines(self, path: Path, offset: int, data: bytes) -> None:
         self._check()
         name = self._name(path)
-        self.remote.write(f"{name}{PIECES}{offset:016d}", data)
-        self._num_pieces[name] += 1
-        if self._num_pieces[name] >= MOST_PIECES:
-            self.fold(path)
+        with self._folding:
+            self.remote.write(f"{name}{PIECES}{offset:016d}", data)
+            self._num_pieces[name] += 1
+            if self._num_pieces[name] >= MOST_PIECES:
+                self.push_whole(path)
 
     def fold(self, *paths: Path) -> None:
         for path in paths:
@@ -129,9 +133,10 @@ class RemoteMirror(Mirror):
     def push_whole(self, path: Path) -> None:
         """An append-only file without pieces."""
         name = self._name(path)
-        self.push(path)
-        self.remote.remove(name + PIECES.rstrip("/"))
-        self._num_pieces[name] = 0
+        with self._folding:
+            self.push(path)
+            self.remote.remove(name + PIECES.rstrip("/"))
+            self._num_pieces[name] = 0
 
     def read_lines(self, path: Path) -> bytes:
         """All lines of an append-only file that are there."""

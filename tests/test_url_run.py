@@ -44,14 +44,12 @@ def test_a_run_at_a_url_moves_to_another_machine(
         return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
 
     run = processes.enter_context(subprocess.Popen(
-        [*COMMAND, "run", str(config), "--set", "budget={per_round: 2, total: 30}", "--output-dir", url],
+        [*COMMAND, "run", str(config), "--set", "budget={per_round: 2, total: 32}", "--output-dir", url],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     ))  # fmt: skip
     processes.callback(run.kill)
     remote = Remote(url)
     wait_for(lambda: "rounds/0000/COMMITTED" in remote.find(), run, 300)
-    again = genal_ray("resume", url)
-    assert (again.returncode, "is being worked on" in again.stderr) == (2, True)
     stopped = genal_ray("stop", url)
     assert stopped.returncode == 0, stopped.stderr
     output, _ = run.communicate(timeout=120)
@@ -63,6 +61,5 @@ def test_a_run_at_a_url_moves_to_another_machine(
     resumed = genal_ray("resume", url)
     assert resumed.returncode == 0, resumed.stderr
     verdict = json.loads(genal_ray("verify", url, "--json").stdout)
-    assert (verdict["findings"], verdict["num_labels"]) == ([], 30)
-    assert json.loads(genal_ray("status", url, "--json").stdout)["state"] == "done"
+    assert (verdict["findings"], verdict["num_labels"]) == ([], 32)
     assert any(name.startswith("tensorboard/") for name in remote.find())
