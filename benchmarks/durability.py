@@ -6,7 +6,8 @@
 
 Counted in the driver's process, where all of it is done: the functions are wrapped, and of nested ones the outermost
 counts. What a thread waits for counts even where another stage goes on beside it: the share is an upper bound. Saving
-weights is part of training a student or a policy and not counted, syncing them is. Prints one JSON object.
+weights is part of training a student or a policy and not counted, syncing them is; nor are the lease's renewals, which
+nobody waits for. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ WRAPPED = {
     ),
     "checksums": ("genal_ray.stages:_canonical", "genal_ray.stages:_digest"),
     "locks": (
-        "genal_ray.files:fcntl.flock", "genal_ray.lease:Lease.acquire", "genal_ray.lease:Lease.renew",
+        "genal_ray.files:fcntl.flock", "genal_ray.lease:Lease.acquire", "genal_ray.lease:Lease.check",
         "genal_ray.lease:Lease.release",
     ),
     "mirror": tuple(
