@@ -28,7 +28,7 @@ from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.corpus import Corpus, load_corpus
-from genal_ray.files import locked
+from genal_ray.files import in_thread, locked
 from genal_ray.ledger import Ledger
 from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
@@ -41,38 +41,45 @@ from genal_ray.stopping import stop_set
 from genal_ray.store import RunDirectory
 from genal_ray.tasks import build_task
 from genal_ray.tensorboard import TensorBoard
+from genal_ray.warmup import RECORD
 from genal_ray.watch import Watch
+from genal_ray.working_copy import mirror_to
 
 
 class Driver:
     """One run. `run` is called once; `status` and `stop` answer while it works."""
 
-    def __init__(self, config_yaml: str, directory: str) -> None:
+    def __init__(self, config_yaml: str, directory: str, url: str | None = None) -> None:
+        """`url` is where the run lives, when `directory` is but the place where it is worked on."""
         self._config = parse_config(yaml.safe_load(config_yaml), "config.yaml")
-        self._store = RunDirectory(Path(directory))
+        self._store = RunDirectory(Path(directory), mirror_to(url, Path(directory)))
         self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
         self._work: asyncio.Task[str] | None = None
 
     async def run(self) -> None:
         """Run to the end of the budget, or until stopped. Raises what made it fail, and UserError when another driver
-        is at work on the directory."""
+        is at work on the directory or at the URL."""
         with locked(self._store.lock_file):
-            await self._run_to_an_end()
+            await in_thread(self._store.mirror.hold)
+            try:
+                await self._run_to_an_end()
+            finally:
+                await in_thread(self._store.mirror.release)
 
     async def _run_to_an_end(self) -> None:
         self._work = asyncio.ensure_future(self._run())
         try:
             reason = await self._work
+            await in_thread(self._store.record_outcome, reason)
         except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except CapReached as error:
-            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in config.yaml to go on")
+            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in {self._store.place}/config.yaml to go on")
         except Exception as error:
-            (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
+            await in_thread(self._store.record_failure, traceback.format_exc())
             self._watch.ended(State.FAILED, error=str(error))
             raise
         else:
-            self._store.record_outcome(reason)
             self._watch.ended(State.DONE, reason=reason)
 
     async def status(self) -> RunStatus:
@@ -89,15 +96,20 @@ class Driver:
             self._work.cancel()
 
     async def _run(self) -> str:
-        self._store.rewrite_metrics()
+        for note in await in_thread(self._store.mirror.synchronise, self._store):
+            self._watch.note(note)
+        await in_thread(self._store.rewrite_metrics)
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
-        ledger = Ledger(self._store.ledger_file, corpus.labels).open()
-        for note in repair(self._store):
+        ledger = Ledger(self._store.ledger_file, corpus.labels, self._store.mirror).open()
+        for note in await in_thread(repair, self._store):
             self._watch.note(note)
-        config, warmup = await warmed_up(self._config, corpus.pool, self._store.path / "warmup", self._watch)
+        folder = self._store.path / "warmup"
+        config, warmup = await warmed_up(self._config, corpus.pool, folder, self._watch)
         if warmup is not None:
             self._watch.note(str(warmup))
+            if not await in_thread(self._store.mirror.has, folder / RECORD):
+                await in_thread(self._store.mirror.push, folder / "model", folder / RECORD)
         async with self._parts(config, corpus, ledger) as parts:
             self._watch.began(budget, self._store.reports())
             return await loop.run(
@@ -163,7 +175,7 @@ class Driver:
             )
 
     def _chat_model(self, config: LLMConfig, generator: GeneratorService | None) -> LLM:
-        journal = Journal(self._store.path / "llm" / "calls.jsonl").open()
+        journal = Journal(self._store.calls_file, self._store.mirror).open()
         if config.backend == "generator":
             assert generator is not None, "checked with the configuration"
             return LLM(config, ServedModel(generator), journal)

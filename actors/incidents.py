@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from actors.liveness import Place, stacks
-from genal_ray.files import append_line, write_text
+from genal_ray.files import append_lines, write_text
 from genal_ray.store import INCIDENTS
 
 
@@ -45,7 +45,7 @@ class Incidents:
 def keep_incident(folder: Path, part: str, what: object, stacks: str | None = None) -> None:
     """A line of incidents.jsonl; `stacks` is the name of a file of the run directory."""
     line = {"time": time.time(), "part": part, "what": " ".join(str(what).split()), "stacks": stacks}
-    append_line(folder / INCIDENTS, json.dumps(line, ensure_ascii=False))
+    append_lines(folder / INCIDENTS, (json.dumps(line, ensure_ascii=False) + "\n").encode())
 
 
 def keep_stacks(folder: Path, part: str, texts: Iterable[str]) -> str:

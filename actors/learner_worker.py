@@ -26,6 +26,7 @@ from actors.liveness import Place, here
 from actors.weight_sender import ParamMeta, WeightSender
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
+from genal_ray.files import remove, writing
 from genal_ray.paths import resolve_model
 from genal_ray.policy_model import causal_lm, frozen_reference, load_policy, policy_parameters, policy_tensors
 from genal_ray.ppo import adapted_coefficient
@@ -105,7 +106,7 @@ class LearnerWorker:
         saves nothing, when too many steps were skipped.
 
         `kl_factor` multiplies the KL coefficient from here on. Random numbers follow from the run's seed and
-        `version` alone: an update that is repeated repeats itself.
+        `version` alone: an update that is repeated repeats itself. Raises RunError when it cannot be saved.
         """
         assert kl_factor > 0, "a KL coefficient of 0 could never grow again"
         self._kl_coefficient *= kl_factor
@@ -207,6 +208,13 @@ class LearnerWorker:
         }
 
     def _save(self, output_dir: Path, version: int) -> None:
+        with writing(output_dir):
+            if self._rank == 0:
+                for folder in ("model", "learner"):  # what a group that was lost left of this update
+                    remove(output_dir / folder)
+            self._write(output_dir, version)
+
+    def _write(self, output_dir: Path, version: int) -> None:
         self._save_model(output_dir / "model")
         writer = ShardWriter(output_dir / "learner") if self._rank == 0 else None
         for name, tensor in self._engine.state():

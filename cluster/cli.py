@@ -25,7 +25,9 @@ from cluster.console import console, show_outcome, view
 from genal_ray.config import RunConfig, load_config
 from genal_ray.config import presets as shipped_presets
 from genal_ray.errors import GenalRayError, UserError
+from genal_ray.location import local_folder
 from genal_ray.store import RunDirectory
+from genal_ray.working_copy import existing_run, for_reading, is_shown, is_summary, new_run
 
 _INTERRUPTED = 130
 
@@ -38,7 +40,11 @@ app = typer.Typer(
 )
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="YAML file, or the name of a preset")]
-Directory = Annotated[Path, typer.Argument(metavar="DIR", help="run directory")]
+Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="run directory, or the URL that a run lives at")]
+WorkDir = Annotated[
+    str | None,
+    typer.Option(metavar="DIR", help="where a run at a URL is worked on (default: in the user's cache)"),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a key of the configuration; may be given many times"),
@@ -86,21 +92,22 @@ def run(
     config: Config,
     overrides: Overrides = None,
     output_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="run directory, new or empty (default: runs/<name>)")
+        str | None, typer.Option(metavar="DIR|URL", help="run directory, new or empty (default: runs/<name>)")
     ] = None,
+    work_dir: WorkDir = None,
     address: Address = None,
 ) -> None:
     """Run a configuration from the beginning to the end of its budget."""
-    from cluster.launch import run_directory
+    from cluster.launch import run_place
 
     loaded = load_config(config, overrides or [])
-    _launch(loaded, RunDirectory(run_directory(loaded, output_dir)), address=address, resume=False)
+    _launch(loaded, new_run(run_place(loaded, output_dir), work_dir), address=address, resume=False)
 
 
 @app.command(epilog="Example: genal-ray resume runs/first")
-def resume(directory: Directory, address: Address = None) -> None:
+def resume(directory: Place, work_dir: WorkDir = None, address: Address = None) -> None:
     """Go on with a run that was stopped or failed; finished stages are not repeated."""
-    store = RunDirectory(directory)
+    store = existing_run(directory, work_dir)
     _launch(store.load_config(), store, address=address, resume=True)
 
 
@@ -117,9 +124,9 @@ def compare(
         typer.Option(metavar="NAME:KEY=VALUE,...", help="a method of your own; may be given many times"),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each method, on the same initial sets")] = 3,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="comparison directory, new or to go on with")] = Path(
-        "runs/comparison"
-    ),
+    out: Annotated[
+        str, typer.Option(metavar="DIR", help="comparison directory, new or to go on with")
+    ] = "runs/comparison",
     overrides: Overrides = None,
     parallel: Annotated[
         int | None, typer.Option(min=1, help="runs at a time (default: as many as cores, GPUs and memory allow)")
@@ -133,7 +140,7 @@ def compare(
     from cluster.console import ConsoleComparisonView, show_summary
 
     names = [*(name.strip() for name in methods.split(",") if name.strip()), *(method or [])]
-    comparison = make_comparison(config, names, seeds, out.absolute(), overrides or [], title=title)
+    comparison = make_comparison(config, names, seeds, local_folder(out, "--out"), overrides or [], title=title)
     to = console()
     with ConsoleComparisonView(to, len(comparison.jobs)) as shown:
         for note in comparison.notes:
@@ -157,39 +164,42 @@ def methods(as_json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: genal-ray status runs/first --json")
-def status(directory: Directory, as_json: AsJson = False) -> None:
+def status(directory: Place, as_json: AsJson = False) -> None:
     """What a run is doing, or what its directory tells when nothing works on it."""
     from cluster.control import read_status
 
-    found = read_status(RunDirectory(directory))
+    with for_reading(directory, is_summary) as store:
+        found = read_status(store)
     if as_json:
-        _print_json({"directory": str(directory.absolute()), **asdict(found)})
+        _print_json({"directory": store.place, **asdict(found)})
         return
     to = console()
-    show_outcome(to, found, directory.absolute())
+    show_outcome(to, found, store.place)
     for stage in found.stages:
         typer.echo(f"in progress     round {found.round} {stage.name}: {stage.done} of {stage.total or '?'}")
 
 
 @app.command(epilog="Example: genal-ray stop runs/first")
 def stop(
-    directory: Directory,
+    directory: Place,
     now: Annotated[bool, typer.Option("--now", help="break off the stages in progress")] = False,
 ) -> None:
     """Ask a run to end after the stages in progress; it can be resumed."""
     from cluster.control import ask_to_stop
 
-    typer.echo(ask_to_stop(RunDirectory(directory), now=now))
+    with for_reading(directory, is_summary) as store:
+        typer.echo(ask_to_stop(store, now=now))
 
 
 @app.command(epilog="Example: genal-ray verify runs/first --json")
-def verify(directory: Directory, as_json: AsJson = False) -> None:
+def verify(directory: Place, as_json: AsJson = False) -> None:
     """Audit a run directory: nothing paid twice, nothing lost, nothing damaged. Ends with 1 when something is."""
     from genal_ray.verify import verify as audit
 
-    verdict = audit(RunDirectory(directory))
+    with for_reading(directory) as store:
+        verdict = audit(store)
     if as_json:
-        _print_json({"directory": str(directory.absolute()), **asdict(verdict)})
+        _print_json({"directory": store.place, **asdict(verdict)})
     else:
         for finding in verdict.findings:
             typer.echo(f"{finding.place}: {finding.what}")
@@ -203,22 +213,27 @@ def verify(directory: Directory, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: genal-ray report runs/first")
 def report(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="run or comparison directory, finished or not")],
+    directory: Annotated[str, typer.Argument(metavar="DIR|URL", help="run or comparison, finished or not")],
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="where to write the page (default: DIR/report.html)")
+        str | None,
+        typer.Option(metavar="FILE", help="where to write the page (default: DIR/report.html; here for a URL)"),
     ] = None,
 ) -> None:
     """One HTML page: curves, labels, and what was generated; it needs no network and runs no script."""
     from genal_ray.report import write_report
 
-    typer.echo(write_report(directory, output))
+    with for_reading(directory, is_shown) as store:
+        page = output or ("report.html" if store.mirror.url else None)
+        typer.echo(write_report(store.path, None if page is None else local_folder(page, "--output")))
 
 
 @app.command(epilog="Example: genal-ray plan sst2 --set generator.num_replicas=2")
 def plan(
     config: Config,
     overrides: Overrides = None,
-    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="run directory that would be used")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="run directory that would be used")
+    ] = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -293,7 +308,7 @@ def doctor(
 @app.command(epilog="Example: genal-ray train-annotator sst2 --output-dir models/sst2-annotator")
 def train_annotator(
     config: Config,
-    output_dir: Annotated[Path, typer.Option(metavar="DIR", help="folder for the classifier, new or empty")],
+    output_dir: Annotated[str, typer.Option(metavar="DIR", help="folder for the classifier, new or empty")],
     overrides: Overrides = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="train on this many rows only (default: the full training split)")
@@ -305,9 +320,10 @@ def train_annotator(
     """Train the classifier that labels synthetic instances, on the full training set, and measure its accuracy."""
     from cluster.annotator import train
 
-    figures = train(config, overrides or [], output_dir, rows=rows, model=model, epochs=epochs)
+    folder = local_folder(output_dir, "--output-dir")
+    figures = train(config, overrides or [], folder, rows=rows, model=model, epochs=epochs)
     if as_json:
-        _print_json({"directory": str(output_dir.absolute()), **figures})
+        _print_json({"directory": str(folder), **figures})
         return
     for name, value in figures.items():
         typer.echo(f"{name:<20} {value:g}")
@@ -319,7 +335,7 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
 
     to = console()
     ended = launch(config, store, address=address, resume=resume, view=view(to))
-    show_outcome(to, ended, store.path)
+    show_outcome(to, ended, str(store.path), store.mirror.url)
 
 
 def _complain(message: str, code: int) -> int:
@@ -329,9 +345,13 @@ def _complain(message: str, code: int) -> int:
 
 def _unexpected(error: Exception) -> int:
     """A fault of ours: one line for the user, and the traceback in a file."""
-    kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-    kept.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return _complain(f"failed: {type(error).__name__}: {error}\nTraceback: {kept}", 1)
+    told, text = f"failed: {type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    try:
+        kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+        kept.write_text(text, encoding="utf-8")
+    except OSError:
+        return _complain(f"{told}\n{text}", 1)
+    return _complain(f"{told}\nTraceback: {kept}", 1)
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -221,8 +221,8 @@ def rounds_table(reports: tuple[RoundReport, ...]) -> Table:
     return table
 
 
-def show_outcome(to: Console, status: RunStatus, directory: Path) -> None:
-    """The table of rounds, how the run ended, and where to look next."""
+def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None = None) -> None:
+    """The table of rounds, how the run ended, and where to look next. A run at a URL was worked on in `directory`."""
     to.print()
     if status.reports:
         to.print(rounds_table(status.reports))
@@ -231,12 +231,13 @@ def show_outcome(to: Console, status: RunStatus, directory: Path) -> None:
     lines = [
         f"{ended}: {status.num_labels} of {status.budget} labels in {max(len(status.reports) - 1, 0)} rounds"
         + (f"; {status.reason}" if status.reason else ""),
+        *([f"run             {url}"] if url else []),
         f"run directory   {directory}",
-        f"metrics         {directory / 'metrics.jsonl'}",
-        f"curves          tensorboard --logdir {directory / 'tensorboard'}",
+        f"metrics         {directory}/metrics.jsonl",
+        f"curves          tensorboard --logdir {directory}/tensorboard",
     ]
     if status.state is not State.DONE:
-        lines.append(f"go on           genal-ray resume {directory}")
+        lines.append(f"go on           genal-ray resume {url or directory}")
     for line in lines:
         to.print(escape(line), soft_wrap=True)
 

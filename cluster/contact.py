@@ -6,13 +6,13 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.machine import is_listening
-from genal_ray.errors import RunError
-from genal_ray.files import write_json
+from genal_ray.errors import GenalRayError, RunError
+from genal_ray.files import remove, write_json
 from genal_ray.store import RunDirectory
 
 
@@ -41,10 +41,14 @@ def announce(store: RunDirectory, *, address: str, namespace: str, actor: str) -
         auth_mode=os.environ.get("RAY_AUTH_MODE"),
     )
     write_json(store.driver_file, asdict(contact))
+    store.mirror.push(store.driver_file)
 
 
 def withdraw(store: RunDirectory) -> None:
-    store.driver_file.unlink(missing_ok=True)
+    """What cannot be taken back does no harm: nobody answers there."""
+    with suppress(GenalRayError):
+        remove(store.driver_file)
+        store.mirror.remove(store.driver_file)
 
 
 def read_contact(store: RunDirectory) -> Contact | None:

@@ -9,6 +9,7 @@ from cluster.contact import connected, read_contact
 from genal_ray.errors import UserError
 from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
+from genal_ray.working_copy import holder
 
 _ANSWER_S = 30.0
 
@@ -24,19 +25,20 @@ def read_status(store: RunDirectory) -> RunStatus:
             if driver is not None:
                 live: RunStatus = ray.get(driver.status.remote(), timeout=_ANSWER_S)
                 return live
+    worker = holder(store)
     reports = tuple(store.reports())
     bought = int(reports[-1].metrics["al/num_labels"]) if reports else 0
     budget = _recorded_budget(store)
     total = int(budget.get("total", 0))
     reason = store.outcome()
     return RunStatus(
-        state=State.STOPPED if reason is None else State.DONE,
+        state=State.DONE if reason is not None else State.STOPPED if worker is None else State.RUNNING,
         round=max(len(reports) - 1, 0),
         num_rounds=int(budget.get("num_rounds", config.budget.max_rounds or 0)),
         num_labels=bought,
         budget=total,
         reports=reports,
-        reason=reason,
+        reason=reason or (None if worker is None else f"{worker} works on it, which cannot be reached from here"),
     )
 
 
@@ -51,8 +53,11 @@ def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
             if driver is not None:
                 ray.get(driver.stop.remote(now=now), timeout=_ANSWER_S)
                 when = "now" if now else "after the stages in progress"
-                return f"asked to stop {when}; go on later with: genal-ray resume {store.path}"
-    raise UserError(f"nothing works on {store.path}, so there is nothing to stop; see `genal-ray status {store.path}`")
+                return f"asked to stop {when}; go on later with: genal-ray resume {store.place}"
+    place = store.place
+    if (worker := holder(store)) is not None:
+        raise UserError(f"{worker} works on {place}, which cannot be reached from here: run `genal-ray stop` there")
+    raise UserError(f"nothing works on {place}, so there is nothing to stop; see `genal-ray status {place}`")
 
 
 def _recorded_budget(store: RunDirectory) -> dict[str, Any]:

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 from genal_ray.budget import Budget
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
+from genal_ray.location import default_work_dir
 from genal_ray.status import RunStatus
 from genal_ray.store import RunDirectory
+from genal_ray.working_copy import new_run
 
 _POLL_S = 0.5
 RESTART_BACKOFF_S = 2.0
@@ -41,22 +43,24 @@ def run(
     overrides: Sequence[str] = (),
     *,
     output_dir: str | None = None,
+    work_dir: str | None = None,
     address: str | None = None,
     view: View | None = None,
 ) -> Path:
-    """Run a configuration file or preset from the beginning; returns the run directory.
+    """Run a configuration file or preset from the beginning; returns the run directory, of a run at a URL the one that
+    it was worked on in.
 
     Raises UserError before anything starts, RunError when the run failed or was cut off.
     """
     config = load_config(source, list(overrides))
-    store = RunDirectory(run_directory(config, output_dir))
+    store = new_run(run_place(config, output_dir), work_dir)
     launch(config, store, address=address, resume=False, view=view or NoView())
     return store.path
 
 
-def run_directory(config: RunConfig, output_dir: str | None) -> Path:
+def run_place(config: RunConfig, output_dir: str | None) -> str:
     """Where a run goes: the option, else the configuration's output_dir, else runs/<name>."""
-    return Path(output_dir or config.output_dir or Path("runs") / config.name).expanduser().absolute()
+    return output_dir or config.output_dir or str(Path("runs") / config.name)
 
 
 def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
@@ -72,7 +76,12 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
     if contact.read_contact(store) is not None:
-        raise UserError(f"{store.path} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+        raise UserError(f"{store.place} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+    if address is not None and store.mirror.url and store.path == default_work_dir(store.mirror.url):
+        raise UserError(
+            f"the machines of the cluster at {address} take part in the work on {store.place}: give --work-dir, a "
+            "directory that all of them see"
+        )
     checked = check(config, store.path, resume=resume)
     for note in checked.notes:
         view.say(f"note: {note}")
@@ -90,7 +99,7 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             if restarts == config.cluster.max_restarts:
                 raise RunError(
                     f"{error}\nThe driver was lost {restarts + 1} times, cluster.max_restarts allows {restarts}. "
-                    f"What was done is kept; go on with: genal-ray resume {store.path}"
+                    f"What was done is kept; go on with: genal-ray resume {store.place}"
                 ) from error
             restarts += 1
             keep_incident(store.path, "driver", error)
@@ -180,7 +189,7 @@ def start_driver(config: RunConfig, store: RunDirectory, address: str) -> Any:
     actor = ray.remote(Driver).options(
         name=name, namespace=NAMESPACE, num_cpus=0, max_concurrency=16, scheduling_strategy=here
     )
-    driver = actor.remote(config.to_yaml(), str(store.path))
+    driver = actor.remote(config.to_yaml(), str(store.path), store.mirror.url)
     contact.announce(store, address=address, namespace=NAMESPACE, actor=name)
     return driver
 
@@ -249,7 +258,7 @@ def _hung(driver: Any, pid: Any, store: RunDirectory, heartbeat_s: float) -> Dri
 def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:
     """Passes on `Interrupts.pressure`, and returns it."""
     if pressure >= 3:
-        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.path}")
+        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.place}")
     driver.stop.remote(now=pressure == 2)
     view.say(
         "stopping after the stages in progress; once more to stop now"
@@ -265,7 +274,8 @@ def _failure(error: Any, store: RunDirectory) -> GenalRayError:
     if isinstance(cause, UserError):
         return cause
     what = str(cause) if isinstance(cause, RunError) else f"{type(cause).__name__}: {cause}"
-    return RunError(f"{what}\nTraceback: {store.path / 'error.log'}; go on with: genal-ray resume {store.path}")
+    traceback = f"Traceback: {store.error_file}; " if store.error_file.exists() else ""
+    return RunError(f"{what}\n{traceback}go on with: genal-ray resume {store.place}")
 
 
 def _evidence(session: Any, store: RunDirectory) -> str:

@@ -93,7 +93,7 @@ def run_disk(config: RunConfig) -> int:
         parameters, _ = _size(config.generator.model, config.generator.revision)
         trained = parameters if config.learner.lora is None else int(parameters * _LORA_SHARE)
         kept += parameters * _width(config.learner.dtype) + trained * (_ADAM + _FP32)
-    return (config.keep_last + 1) * kept + _warm_generator(config) + GIB // 4
+    return (config.keep_last + 1) * kept + config.keep_best * students * _FP32 + _warm_generator(config) + GIB // 4
 
 
 def _warm_generator(config: RunConfig) -> int:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from cluster.launch import check, run_directory
+from cluster.launch import check, run_place
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, describe, private_cpus, requirements
 from genal_ray.budget import Budget
 from genal_ray.config import RunConfig
+from genal_ray.working_copy import new_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     config: RunConfig
-    directory: Path
+    place: str
+    """Directory or URL of the run."""
     address: str | None
     """Of the cluster that would be joined; None: a private one on this machine."""
     budget: Budget
@@ -28,7 +29,7 @@ class Plan:
         return {
             "config": self.config.model_dump(mode="json"),
             "fingerprint": self.config.fingerprint(),
-            "directory": str(self.directory),
+            "directory": self.place,
             "address": self.address,
             "budget": {**asdict(self.budget), "num_rounds": self.budget.num_rounds},
             "evaluation": self.evaluation_size,
@@ -47,7 +48,7 @@ class Plan:
             f"# fingerprint {self.config.fingerprint()}\n{self.config.to_yaml()}\n"
             f"data     pool of {b.pool_size}, evaluation split of {self.evaluation_size}\n"
             f"budget   {b.initial} labels at first, {b.per_round} a round, {b.total} in all: {b.num_rounds} rounds\n"
-            f"output   {self.directory}\n"
+            f"output   {self.place}\n"
             f"where    {place}\n"
             + "".join(f"note     {note}\n" for note in self.notes)
             + f"\n{describe(self.placements)}"
@@ -56,15 +57,15 @@ class Plan:
 
 def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
     """Raises UserError for whatever would stop the run before it starts."""
-    directory = run_directory(config, output_dir)
-    checked = check(config, directory, resume=False)
+    store = new_run(run_place(config, output_dir))
+    checked = check(config, store.path, resume=False)
     placements = requirements(config)
     address = address or config.cluster.address
     if address is None:
-        check_local(config, placements, this_machine(directory))
+        check_local(config, placements, this_machine(store.path))
     return Plan(
         config=config,
-        directory=directory,
+        place=store.place,
         address=address,
         budget=checked.budget,
         evaluation_size=len(checked.corpus.evaluation),

@@ -34,11 +34,16 @@ class Session:
     """Log files of a private cluster; None for a joined one, which keeps its own."""
 
     def keep_logs(self, directory: Path) -> Path | None:
-        """Copy the logs of a private cluster to `directory`/logs/<time>, before they go with it."""
+        """Copy the logs of a private cluster to `directory`/logs/<time>, before they go with it; None where the disk
+        does not take them, which may be what the run failed of."""
         if self.logs is None or not self.logs.is_dir():
             return None
         kept = directory / "logs" / time.strftime("%Y%m%d-%H%M%S")
-        shutil.copytree(self.logs, kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        try:
+            shutil.copytree(self.logs, kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        except OSError:
+            shutil.rmtree(kept, ignore_errors=True)
+            return None
         return kept
 
 

@@ -22,20 +22,27 @@ __version__ = "0.1.0"
 
 
 def run(
-    config: str, overrides: Sequence[str] = (), *, output_dir: str | None = None, address: str | None = None
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    output_dir: str | None = None,
+    work_dir: str | None = None,
+    address: str | None = None,
 ) -> Path:
     """Run a configuration file or preset to its end, on a private Ray cluster or the one at `address`.
 
-    Returns the run directory. Raises genal_ray.errors.UserError for what can be mended before anything starts, and
-    RunError when the run failed; what it had done is kept and `genal-ray resume` goes on from there.
+    Returns the run directory; where `output_dir` is a URL, the one in which the run was worked on (`work_dir`). Raises
+    genal_ray.errors.UserError for what can be mended before anything starts, and RunError when the run failed; what it
+    had done is kept and `genal-ray resume` goes on from there.
     """
     from cluster.launch import run as launch
 
-    return launch(config, list(overrides), output_dir=output_dir, address=address)
+    return launch(config, list(overrides), output_dir=output_dir, work_dir=work_dir, address=address)
 
 
 def load_run(directory: str | Path) -> RunDirectory:
     """A run directory, finished or not: its configuration, reports and label ledger."""
+    from genal_ray.location import local_folder
     from genal_ray.store import RunDirectory
 
-    return RunDirectory(Path(directory))
+    return RunDirectory(local_folder(str(directory), "load_run of"))

@@ -8,7 +8,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from genal_ray.annotators import Answer, Audited, Failed, Labeler
-from genal_ray.errors import RunError, UserError
+from genal_ray.errors import RunError, StorageError, UserError
+from genal_ray.files import in_thread
 from genal_ray.interfaces import Progress
 from genal_ray.ledger import Declined, Ledger
 from genal_ray.llm import CapReached
@@ -65,12 +66,13 @@ class Annotation:
         before = None if self._llm is None else self._llm.usage
         given = given or {}
         missing = [instance for instance in instances if instance.id not in self._ledger]
-        self._ledger.record(
+        await in_thread(
+            self._ledger.record,
             [
                 LabeledInstance(instance=instance, label=given[instance.id], annotator=WRITER, round=round)
                 for instance in missing
                 if instance.id in given
-            ]
+            ],
         )
         missing = [instance for instance in missing if instance.id not in given]
         done = len(instances) - len(missing)
@@ -84,7 +86,7 @@ class Annotation:
                 if answers is None:  # one instance may have spoilt it for all
                     chunks.extendleft([instance] for instance in reversed(chunk))
                     continue
-                failed |= self._record(name, chunk, answers, round)
+                failed |= await in_thread(self._record, name, chunk, answers, round)
                 news = {id: why for id, why in failed.items() if id not in unanswered}
                 remedy = "all other answers are in labels/ledger.jsonl; mend the annotator, then `genal-ray resume`"
                 refuse_too_many(news, len(instances), self._max_error_rate, f"got no answer from {name}", remedy)
@@ -117,7 +119,7 @@ async def _answers(name: str, labeler: Labeler, chunk: Sequence[Instance]) -> Se
     """What an annotator makes of a chunk; None when it fails on several at once."""
     try:
         answers = await labeler.annotate(chunk)
-    except (CapReached, UserError):
+    except (CapReached, UserError, StorageError):
         raise
     except Exception as error:
         return [Failed(str(error) or repr(error))] if len(chunk) == 1 else None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from genal_ray.collapse import policies_to_keep
 from genal_ray.diagnosis import advice, diagnose
 from genal_ray.evaluation import quality
+from genal_ray.files import in_thread
 from genal_ray.stages import StageResult
 from genal_ray.timing import timing
 from genal_ray.types import RoundReport
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from genal_ray.loop import Run
 
 
-def commit(
+async def commit(
     run: Run,
     number: int,
     started: float,
@@ -51,14 +52,23 @@ def commit(
     if run.config.observes:
         metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
     report = RoundReport(round=number, metrics=metrics)
-    run.store.commit(report)
-    run.store.prune(
-        keep_last=run.config.keep_last, policies=policies_to_keep(run.config.guards, [*reports, report])
-    )
+    await in_thread(run.store.commit, report)
+    await prune(run)
     run.observer.committed(report)
+    await in_thread(run.store.mirror.push, run.store.path / "tensorboard")
     if run.config.observes:
         for sentence in advice(reports, report):
             run.observer.note(sentence)
+
+
+async def prune(run: Run) -> None:
+    """Delete the weights that nothing needs any more; there is a committed round."""
+    await in_thread(
+        run.store.prune,
+        keep_last=run.config.keep_last,
+        keep_best=run.config.keep_best,
+        policies=policies_to_keep(run.config.guards, run.store.reports()),
+    )
 
 
 def _llm_totals(before: Sequence[RoundReport], metrics: Mapping[str, float], total: float) -> dict[str, float]:

@@ -74,6 +74,7 @@ class RunConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     output_dir: str | None = Field(None, description="default: runs/<name>")
     keep_last: int = Field(2, ge=1, description="rounds whose student and policy weights are kept")
+    keep_best: int = Field(0, ge=0, description="best rounds whose students are kept besides")
     task: TaskConfig
     data: DataConfig
     budget: BudgetConfig = BudgetConfig()
@@ -246,8 +247,9 @@ class RunConfig(Section):
 
     def fingerprint(self) -> str:
         """16 hex digits over all that decides the results: not the place, the name or the output directory, nor what
-        the chat model may spend, or how much may fail."""
-        left_out: dict[str, Any] = {"name": True, "output_dir": True, "keep_last": True, "cluster": True, "llm": LIMITS}
+        the chat model may spend, how much may fail, or which weights are kept."""
+        kept = {"keep_last": True, "keep_best": True}
+        left_out: dict[str, Any] = {"name": True, "output_dir": True, **kept, "cluster": True, "llm": LIMITS}
         left_out["guards"] = {"max_error_rate"}
         decisive = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

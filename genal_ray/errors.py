@@ -19,6 +19,10 @@ class RunError(GenalRayError, RuntimeError):
     """A part failed while running and could not be recovered."""
 
 
+class StorageError(RunError):
+    """The disk, or the store that holds a copy of the run, refused what a run needs to go on."""
+
+
 class StalePolicyError(RunError):
     """A generator replica was asked for completions of a policy that it does not hold."""
 

@@ -8,15 +8,15 @@ opened.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from genal_ray.errors import UserError
-from genal_ray.files import whole_lines
+from genal_ray.files import append_lines, whole_lines
 from genal_ray.labels import LabelSpace
+from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.types import Instance, LabeledInstance
 
 
@@ -32,8 +32,9 @@ class Declined:
 class Ledger:
     """Append-only; the labels of a run in the order in which they were bought."""
 
-    def __init__(self, path: Path, labels: LabelSpace) -> None:
+    def __init__(self, path: Path, labels: LabelSpace, mirror: Mirror = NO_MIRROR) -> None:
         self._path = path
+        self._mirror = mirror
         self._space = labels
         self._labels: dict[str, LabeledInstance] = {}
         self._declined: dict[str, Declined] = {}
@@ -56,14 +57,14 @@ class Ledger:
         return [self._labels[id] for id in instance_ids if id not in self._declined]
 
     def record(self, labels: Sequence[LabeledInstance], declined: Sequence[Declined] = ()) -> None:
-        """Write what annotators answered; durable when this returns."""
+        """Write what annotators answered; durable when this returns. Raises RunError when it cannot be kept."""
         items: list[LabeledInstance | Declined] = [*labels, *declined]
         for item in items:
             assert item.instance.id not in self, f"{item.instance.id} is paid for twice"
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(self._encode(item), ensure_ascii=False) + "\n" for item in items)
-            file.flush()
-            os.fsync(file.fileno())
+        if not items:
+            return
+        data = "".join(json.dumps(self._encode(item), ensure_ascii=False) + "\n" for item in items).encode()
+        self._mirror.push_lines(self._path, append_lines(self._path, data), data)
         for item in items:
             self._keep(item)
 

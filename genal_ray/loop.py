@@ -26,7 +26,7 @@ from genal_ray.acquisition.bertkm import Bertkm
 from genal_ray.annotation import Annotation
 from genal_ray.budget import Budget
 from genal_ray.collapse import decide
-from genal_ray.committing import commit
+from genal_ray.committing import commit, prune
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
@@ -120,6 +120,7 @@ async def run(run: Run) -> str:
     if not committed:
         student = await run_initial_round(run)
     else:
+        await prune(run)  # what cut the run off may have come between a commit and this
         student = run.store.round(committed[-1]).load("student", student_codec(run.store.path))
     round = max(len(committed), 1)
     while (reason := _reason_to_end(run)) is None:
@@ -158,7 +159,7 @@ async def run_initial_round(run: Run) -> StudentFit:
     stages["student"] = student
     if run.config.observes:
         stages["observe"] = await lessons.observe(run, folder, student.value, run.pools.labeled, [])
-    commit(run, 0, started, stages, run.warmup_metrics)
+    await commit(run, 0, started, stages, run.warmup_metrics)
     return student.value
 
 
@@ -215,7 +216,7 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
         stages["reward"] = rewarded
     if learned is not None:
         stages["learn"] = learned
-    commit(run, number, started, stages, rewards, side_by_side=not post)
+    await commit(run, number, started, stages, rewards, side_by_side=not post)
     return fitted.value
 
 
@@ -315,7 +316,7 @@ async def _fit_student(
 
     async def work(progress: Progress) -> tuple[StudentFit, Mapping[str, float]]:
         labeled = run.config.strategy.training_set(run.pools.labeled, number, run.config.seed)
-        fit = await run.parts.student.fit(labeled, number, folder.fresh("student"), progress)
+        fit = await run.parts.student.fit(labeled, number, await folder.fresh("student"), progress)
         if before is None or not fit.stop_predictions:
             return fit, fit.metrics
         kappa = await asyncio.to_thread(stopping.agreement, before.stop_predictions, fit.stop_predictions)
@@ -354,7 +355,8 @@ async def _learn(
         if decision.restore is not None:
             good = await learner.restore(_policy(run, decision.restore))
             return replace(good, version=number, metrics={}), {}
-        update = await learner.update(rollouts, number, folder.fresh("policy"), kl_factor=decision.kl_factor)
+        output = await folder.fresh("policy")
+        update = await learner.update(rollouts, number, output, kl_factor=decision.kl_factor)
         return update, update.metrics
 
     learned = await run.stage(folder, "learn", policy_codec(run.store.path), work)

@@ -74,12 +74,13 @@ def check_output_dir(config: RunConfig, output_dir: Path, *, resume: bool) -> No
         _check_same_run(config, store)
     elif store.config_file.exists() and _holds(config, store):
         raise UserError(
-            f"{store.path} holds this very run already: continue it with `genal-ray resume {store.path}`, "
+            f"{store.place} holds this very run already: continue it with `genal-ray resume {store.place}`, "
             "or give another --output-dir"
         )
     elif store.config_file.exists():
         raise UserError(
-            f"{store.path} holds another run: give another --output-dir, or see it with `genal-ray status {store.path}`"
+            f"{store.place} holds another run: give another --output-dir, or see it with "
+            f"`genal-ray status {store.place}`"
         )
     else:
         store.check_new()
@@ -96,7 +97,8 @@ def _holds(config: RunConfig, store: RunDirectory) -> bool:
 def _check_same_run(config: RunConfig, store: RunDirectory) -> None:
     if store.load_config().fingerprint() != config.fingerprint():
         raise UserError(
-            f"{store.path} was begun with another configuration: `genal-ray resume {store.path}` takes the one it holds"
+            f"{store.place} was begun with another configuration: `genal-ray resume {store.place}` takes the one that "
+            "it holds"
         )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genal_ray.errors import UserError
-from genal_ray.files import write_atomically, write_json
+from genal_ray.files import in_thread, remove, sync_tree, write_atomically, write_json
+from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.types import Asked, Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
 T = TypeVar("T")
@@ -53,8 +53,9 @@ class Codec(Protocol[T]):
 class Round:
     """The folder of one round."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, mirror: Mirror = NO_MIRROR) -> None:
         self.folder = folder
+        self._mirror = mirror
 
     async def stage(
         self, name: str, codec: Codec[T], work: Callable[[], Awaitable[tuple[T, Mapping[str, float]]]]
@@ -71,18 +72,34 @@ class Round:
             )
         started = time.perf_counter()
         value, metrics = await work()
+        seconds = await in_thread(self._keep, name, codec, value, metrics, started)
+        return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
+
+    def _keep(self, name: str, codec: Codec[T], value: T, metrics: Mapping[str, float], started: float) -> float:
+        """Write a stage, what its JSON file names first; returns its seconds since `started`."""
+        table, *weights, file = self.files(name)
         kept = codec.save(value, table)
+        for folder in weights:
+            sync_tree(folder)
         seconds = time.perf_counter() - started
         record = {"value": kept, "metrics": dict(metrics), "seconds": seconds}
         if table.exists():
             record["table_sha256"] = _digest(table.read_bytes())
-        write_json(self.folder / f"{name}.json", {**record, "sha256": _digest(_canonical(record))})
-        return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
+        write_json(file, {**record, "sha256": _digest(_canonical(record))})
+        self._mirror.push(*self.files(name))
+        return seconds
 
-    def fresh(self, name: str) -> Path:
+    def files(self, name: str) -> list[Path]:
+        """Where a stage is kept, in the order in which it is written: table, weights, JSON. There may be no table."""
+        folders = [self.folder / WEIGHTS[name]] if name in WEIGHTS else []
+        weights = [folder for folder in folders if folder.is_dir()]
+        return [self.folder / f"{name}.parquet", *weights, self.folder / f"{name}.json"]
+
+    async def fresh(self, name: str) -> Path:
         """An output folder without what a cut-off attempt may have left in it."""
         folder = self.folder / name
-        shutil.rmtree(folder, ignore_errors=True)
+        await in_thread(self._mirror.remove, folder)
+        await in_thread(remove, folder)
         return folder
 
     def is_complete(self, name: str) -> bool:
@@ -111,12 +128,17 @@ class Round:
 
     def forget(self, name: str) -> None:
         """Remove a stage, so that it is done again."""
-        for suffix in (".json", ".parquet"):
-            (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        for path in (self.folder / f"{name}.json", self.folder / f"{name}.parquet"):
+            self._mirror.remove(path)
+            remove(path)
 
 
 STAGES = ("initial", "analyse", "generate", "score", "reward", "annotate", "observe", "student", "learn")
 """In the order of a round, which leaves some out; with `reward.timing: post` the student comes before the reward."""
+
+
+WEIGHTS = {"student": "student", "learn": "policy"}
+"""Stage -> the folder of the round that it fills."""
 
 
 def _canonical(record: dict[str, Any]) -> bytes:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from genal_ray.config import RunConfig, parse_config
-from genal_ray.errors import UserError
-from genal_ray.files import append_line, write_json, write_text
+from genal_ray.errors import RunError, UserError
+from genal_ray.evaluation import QUALITY, quality
+from genal_ray.files import append_lines, make_folder, remove, write_bytes, write_json, write_text
+from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.stages import Round
 from genal_ray.types import RoundReport
 
@@ -34,10 +37,16 @@ _HEADER = re.compile(r"# schema (?P<schema>\d+), fingerprint (?P<fingerprint>[0-
 
 
 class RunDirectory:
-    """Reads and writes one run directory."""
+    """Reads and writes one run directory, and has a mirror copy what it writes."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mirror: Mirror = NO_MIRROR) -> None:
         self.path = path.absolute()
+        self.mirror = mirror
+
+    @property
+    def place(self) -> str:
+        """What users call it: the directory, or the URL that it is the working copy of."""
+        return self.mirror.url or str(self.path)
 
     @property
     def config_file(self) -> Path:
@@ -50,6 +59,20 @@ class RunDirectory:
     @property
     def ledger_file(self) -> Path:
         return self.path / "labels" / "ledger.jsonl"
+
+    @property
+    def set_aside_file(self) -> Path:
+        """Labels that were bought for a round which was done elsewhere (`genal_ray.synchronising`)."""
+        return self.path / "labels" / "set-aside.jsonl"
+
+    @property
+    def calls_file(self) -> Path:
+        """The journal of a chat model's calls."""
+        return self.path / "llm" / "calls.jsonl"
+
+    @property
+    def error_file(self) -> Path:
+        return self.path / "error.log"
 
     @property
     def driver_file(self) -> Path:
@@ -71,7 +94,7 @@ class RunDirectory:
         """Raise UserError when the directory holds something already, a run or other files."""
         if self.config_file.exists():
             raise UserError(
-                f"{self.path} holds a run already: continue it with `genal-ray resume {self.path}`, "
+                f"{self.place} holds a run already: continue it with `genal-ray resume {self.place}`, "
                 "or give another --output-dir"
             )
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -80,9 +103,10 @@ class RunDirectory:
     def create(self, config: RunConfig) -> None:
         """Begin a run here."""
         self.check_new()
-        self.path.mkdir(parents=True, exist_ok=True)
-        header = f"# schema {SCHEMA_VERSION}, fingerprint {config.fingerprint()}\n"
-        write_text(self.config_file, header + config.to_yaml())
+        data = f"# schema {SCHEMA_VERSION}, fingerprint {config.fingerprint()}\n{config.to_yaml()}".encode()
+        make_folder(self.path)
+        self.mirror.claim(self.config_file, data)
+        write_bytes(self.config_file, data)
 
     def load_config(self) -> RunConfig:
         """The configuration of the run. Raises UserError when there is none, it was edited by hand, or another version
@@ -110,8 +134,8 @@ class RunDirectory:
 
     def round(self, number: int) -> Round:
         folder = self.path / "rounds" / f"{number:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return Round(folder)
+        make_folder(folder)
+        return Round(folder, self.mirror)
 
     def committed_rounds(self) -> list[int]:
         """Numbers of the committed rounds, which are 0..n-1."""
@@ -130,25 +154,49 @@ class RunDirectory:
         folder = self.round(report.round).folder
         row = _row(report)
         write_json(folder / "metrics.json", row)
+        self.mirror.fold(self.ledger_file, self.calls_file)
+        self.mirror.push(folder / "metrics.json", self.path / INCIDENTS)
         write_json(folder / "COMMITTED", {"round": report.round})
-        append_line(self.metrics_file, json.dumps(row))
+        self.mirror.push(folder / "COMMITTED")
+        append_lines(self.metrics_file, (json.dumps(row) + "\n").encode())
+        self.mirror.push(self.metrics_file)
 
     def rewrite_metrics(self) -> None:
         """metrics.jsonl from the committed rounds: a line lost or half-written in a crash is mended."""
         lines = [json.dumps(_row(report)) + "\n" for report in self.reports()]
         write_text(self.metrics_file, "".join(lines))
+        self.mirror.push(self.metrics_file)
 
-    def prune(self, *, keep_last: int, policies: Collection[int] = ()) -> None:
-        """Delete student and policy weights of all but the last committed rounds; of the rounds `policies`, the policy
-        stays."""
-        for number in self.committed_rounds()[:-keep_last]:
-            for name in ("student", "policy"):
-                if name != "policy" or number not in policies:
-                    shutil.rmtree(self.path / "rounds" / f"{number:04d}" / name, ignore_errors=True)
+    def prune(self, *, keep_last: int, keep_best: int = 0, policies: Collection[int] = ()) -> None:
+        """Delete student and policy weights of all but the last `keep_last` committed rounds. The students of the
+        `keep_best` best rounds stay, and the policies of the rounds `policies`.
+
+        What lies behind a symbolic link is not touched.
+        """
+        reports = self.reports()
+        kept = {"student": best_rounds(reports, keep_best), "policy": set(policies)}
+        top = self.path.resolve() / "rounds"
+        for report in reports[:-keep_last]:
+            folder = self.path / "rounds" / f"{report.round:04d}"
+            for name, numbers in kept.items():
+                weights = folder / name
+                if report.round in numbers or not os.path.lexists(weights):
+                    continue
+                if folder.resolve() == top / folder.name:
+                    self.mirror.remove(weights)
+                    remove(weights)
 
     def write_record(self, name: str, value: dict[str, Any]) -> None:
         """A small JSON file at the top of the run directory."""
         write_json(self.path / name, value)
+        self.mirror.push(self.path / name)
+
+    def record_failure(self, text: str) -> None:
+        """The traceback of a failure into error.log; without it where the disk or the mirror is what failed."""
+        with suppress(RunError):
+            remove(self.error_file)
+            write_text(self.error_file, text)
+            self.mirror.push(self.error_file)
 
     def record_outcome(self, reason: str) -> None:
         """The run is over; `reason` says what ended it."""
@@ -165,6 +213,14 @@ class RunDirectory:
         )
         metrics.pop("round")
         return metrics
+
+
+def best_rounds(reports: Sequence[RoundReport], count: int) -> set[int]:
+    """The `count` rounds whose students were judged best, the later of two equal ones; rounds without the figure are
+    not among them."""
+    judged = [(quality(r.metrics), r.round) for r in reports if r.metrics.keys() & QUALITY.keys()]
+    judged = [(figure, number) for figure, number in judged if figure is not None]  # null in the file: it was NaN
+    return {number for _, number in sorted(judged, reverse=True)[:count]}
 
 
 def _row(report: RoundReport) -> dict[str, float | None]:

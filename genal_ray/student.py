@@ -25,6 +25,7 @@ from genal_ray.batching import IntArray, TokenizedTexts, tokenize, tokenize_word
 from genal_ray.config import StudentConfig
 from genal_ray.entities import words_of
 from genal_ray.errors import UserError
+from genal_ray.files import writing
 from genal_ray.inference import StudentModel
 from genal_ray.interfaces import Progress
 from genal_ray.labels import LabelSpace
@@ -104,9 +105,10 @@ def evaluate(student: StudentModel, texts: Sequence[Text], labels: Sequence[Labe
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a plain Hugging Face folder: model.safetensors, config with the label names, tokenizer."""
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write a plain Hugging Face folder: model.safetensors, config with the label names, tokenizer. Raises RunError."""
+    with writing(folder):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def num_steps(config: StudentConfig, num_texts: int) -> int:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
 from genal_ray.stages import STAGES, Round
-from genal_ray.store import RunDirectory
+from genal_ray.store import RunDirectory, best_rounds
 from genal_ray.types import Fate, RoundReport
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
@@ -137,7 +137,8 @@ class _Audit:
         if report.metrics.get("al/num_labels") != bought:
             told = report.metrics.get("al/num_labels")
             self._complain(folder.folder / "metrics.json", f"al/num_labels is {told}, the ledger has {bought}")
-        if report.round >= len(reports) - self.config.keep_last and "student" in stages:
+        kept = report.round >= len(reports) - self.config.keep_last
+        if (kept or report.round in best_rounds(reports, self.config.keep_best)) and "student" in stages:
             self._check_weights(self.store.path / stages["student"]["path"])
         return ids
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ import numpy as np
 
 from genal_ray.config import LoraConfig, RunConfig, WarmupConfig
 from genal_ray.errors import RunError, UserError
-from genal_ray.files import write_json
+from genal_ray.files import remove, sync_tree, write_json, writing
 from genal_ray.interfaces import Progress
 from genal_ray.sampling import permutation
 from genal_ray.seeds import derive_seed
@@ -177,7 +176,7 @@ def warm_up(
     gives the same examples in the same order. `progress` counts optimiser steps.
 
     Raises UserError for a model that can't be loaded, LoRA modules that it lacks, or texts that are all too long;
-    RunError when the loss is no longer finite.
+    RunError when the loss is no longer finite or the model cannot be saved.
     """
     from genal_ray.model_checks import load_tokenizer
     from genal_ray.policy_model import load_lm, store_linear_weights
@@ -218,9 +217,11 @@ def warm_up(
         num_too_long=len(examples) - len(rows),
         seconds=time.perf_counter() - started,
     )
-    shutil.rmtree(folder, ignore_errors=True)
-    _save(trainer.model, kept, dtype, folder / "model")
-    _save_tokenizer(config, folder / "model", examples[:CHECKED])
+    remove(folder)
+    with writing(folder):
+        _save(trainer.model, kept, dtype, folder / "model")
+        _save_tokenizer(config, folder / "model", examples[:CHECKED])
+    sync_tree(folder)
     write_json(folder / RECORD, asdict(record))
     return record
 

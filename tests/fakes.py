@@ -19,6 +19,7 @@ from genal_ray.interfaces import Progress
 from genal_ray.labels import Classes, LabelSpace
 from genal_ray.ledger import Ledger
 from genal_ray.loop import Parts, Run
+from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.observer import Observer
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.seeds import derive_seed
@@ -271,13 +272,14 @@ def make_run(
     paid: Counter[str],
     corpus: Corpus | None = None,
     labeler: CountingLabeler | None = None,
+    mirror: Mirror = NO_MIRROR,
 ) -> Run:
     """A run over fake parts in `folder`, begun or continued."""
-    corpus, store = corpus or make_corpus(), RunDirectory(folder)
+    corpus, store = corpus or make_corpus(), RunDirectory(folder, mirror)
     if not store.config_file.exists():
         store.create(config)
     store.rewrite_metrics()
-    ledger = Ledger(store.ledger_file, corpus.labels).open()
+    ledger = Ledger(store.ledger_file, corpus.labels, mirror).open()
     labeler = labeler or CountingLabeler(calls, paid)
     generator = FakeGenerator(calls)
     if (served := last_policies(store).served) is not None:

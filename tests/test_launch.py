@@ -280,7 +280,7 @@ def test_terminal_view_draws_bars_and_table() -> None:
 
 def test_outcome_says_where_to_look_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopped = RunStatus(state=State.STOPPED, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
-    show_outcome(console(), stopped, tmp_path)
+    show_outcome(console(), stopped, str(tmp_path))
     out = capsys.readouterr().out
     assert all(part in out for part in ("stopped: 20 of 60", str(tmp_path), "tensorboard --logdir", "genal-ray resume"))
 

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import ray
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from test_ppo import TorchEngine, make_policy, make_rollouts, update
 from torch import Tensor
@@ -383,3 +384,20 @@ def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: 
             await group.update(make_rollouts(3), 1, tmp_path / "1")
 
     asyncio.run(scenario())
+
+
+def test_a_policy_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    """By an error of ours, which ends the run: a new group of workers would meet the same disk. What a lost group left
+    of the update is in nobody's way."""
+
+    class Worker(LearnerWorker):
+        def __init__(self) -> None:
+            self._rank = 0
+
+        def _write(self, output_dir: Path, version: int) -> None:
+            (output_dir / "model").mkdir(parents=True)
+            raise SafetensorError("I/O error: Quota exceeded (os error 122)")
+
+    (tmp_path / "policy" / "model").mkdir(parents=True)
+    with pytest.raises(RunError, match=r"policy could not be written: the quota on the disk at /.* is used up"):
+        Worker()._save(tmp_path / "policy", 1)

@@ -245,3 +245,12 @@ def test_it_learns_on_a_gpu(encoder: Path) -> None:
     trained = fit(config, *sentiment(40, seed=0), SPACE, seed=0, device="cuda")
     metrics = evaluate(StudentModel(trained.model, trained.tokenizer), *sentiment(80, seed=1))
     assert metrics["al/accuracy"] > 0.9
+
+
+def test_a_student_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
+    class Model:
+        def save_pretrained(self, folder: Path) -> None:
+            raise Exception("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(RunError, match=r"student could not be written: no space is left on the disk at /"):
+        save(Model(), Model(), tmp_path / "student")  # type: ignore[arg-type]

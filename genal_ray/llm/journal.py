@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 
-from genal_ray.errors import UserError
-from genal_ray.files import whole_lines
+from genal_ray.errors import RunError, UserError
+from genal_ray.files import append_lines, in_thread, whole_lines
 from genal_ray.llm import Reply, Request
+from genal_ray.mirror import NO_MIRROR, Mirror
 
 
 class Journal:
     """Append-only. Calls that end at the same time share one write to the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mirror: Mirror = NO_MIRROR) -> None:
         self._path = path
+        self._mirror = mirror
+        self._failure: RunError | None = None
         self._replies: dict[str, Reply] = {}
         self._lock = asyncio.Lock()
         self._waiting: list[str] = []
@@ -53,20 +55,22 @@ class Journal:
         return self._replies.get(request.key)
 
     async def record(self, request: Request, reply: Reply) -> None:
-        """Keep a reply; it is on disk when this returns."""
+        """Keep a reply; it is on disk when this returns. Raises RunError when it, or one before it, cannot be kept."""
         row = {"time": time.time(), "request": asdict(request), "reply": asdict(reply)}
         self._waiting.append(json.dumps(row) + "\n")
         self._num_given += 1
         mine = self._num_given
         async with self._lock:
-            if self._num_written < mine:
+            if self._failure is None and self._num_written < mine:
                 lines, self._waiting = self._waiting, []
                 self._num_written += len(lines)
-                await asyncio.to_thread(self._write, lines)
+                try:
+                    await in_thread(self._write, "".join(lines).encode())
+                except RunError as error:
+                    self._failure = error
+            if self._failure is not None:
+                raise self._failure
         self._replies[request.key] = reply
 
-    def _write(self, lines: list[str]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.writelines(lines)
-            file.flush()
-            os.fsync(file.fileno())
+    def _write(self, data: bytes) -> None:
+        self._mirror.push_lines(self._path, append_lines(self._path, data), data)

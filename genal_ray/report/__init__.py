@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genal_ray.errors import UserError
+from genal_ray.errors import RunError, UserError
 from genal_ray.files import write_text
 from genal_ray.report.comparison import is_comparison, read_comparison
 from genal_ray.report.html import render
@@ -28,8 +28,8 @@ def write_report(directory: Path, output: Path | None = None) -> Path:
     html = _page(directory, target)
     try:
         write_text(target, html)
-    except OSError as error:
-        raise UserError(f"cannot write the report to {target}: {error}; give another --output") from error
+    except RunError as error:
+        raise UserError(f"{error}; or give another --output") from error
     return target
 
 
