@@ -12,8 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import yaml
-
 from actors.generator import GeneratorService
 from actors.generator_chat import ServedModel
 from actors.learner import LearnerGroup
@@ -25,6 +23,7 @@ from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
+from genal_ray.config_yaml import read_document
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.files import locked
 from genal_ray.ledger import Ledger
@@ -32,6 +31,7 @@ from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
 from genal_ray.llm.journal import Journal
 from genal_ray.observer import Stopped
+from genal_ray.redaction import redacted
 from genal_ray.repair import repair
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
@@ -46,7 +46,7 @@ class Driver:
     """One run. `run` is called once; `status` and `stop` answer while it works."""
 
     def __init__(self, config_yaml: str, directory: str) -> None:
-        self._config = parse_config(yaml.safe_load(config_yaml), "config.yaml")
+        self._config = parse_config(read_document(config_yaml, "config.yaml").values, "config.yaml")
         self._store = RunDirectory(Path(directory))
         self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
         self._work: asyncio.Task[str] | None = None
@@ -66,8 +66,9 @@ class Driver:
         except CapReached as error:
             self._watch.ended(State.STOPPED, reason=f"{error}; raise it in config.yaml to go on")
         except Exception as error:
-            (self._store.path / "error.log").write_text(traceback.format_exc(), encoding="utf-8")
-            self._watch.ended(State.FAILED, error=str(error))
+            told = redacted(traceback.format_exc())
+            (self._store.path / "error.log").write_text(told, encoding="utf-8", errors="backslashreplace")
+            self._watch.ended(State.FAILED, error=redacted(str(error)))
             raise
         else:
             self._store.record_outcome(reason)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.launch import check, run_directory
+from cluster.launch import check, cluster_address, run_directory
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, describe, private_cpus, requirements
 from genal_ray.budget import Budget
@@ -57,9 +57,9 @@ class Plan:
 def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
     """Raises UserError for whatever would stop the run before it starts."""
     directory = run_directory(config, output_dir)
+    address = cluster_address(config, address)
     checked = check(config, directory, resume=False)
     placements = requirements(config)
-    address = address or config.cluster.address
     if address is None:
         check_local(config, placements, this_machine(directory))
     return Plan(

@@ -19,6 +19,7 @@ from cluster.resources import Placement, describe, sequence
 from cluster.runtime_env import runtime_env
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
+from genal_ray.redaction import redacted
 
 NAMESPACE = "genal-ray"
 _TAIL_LINES = 30
@@ -38,8 +39,20 @@ class Session:
         if self.logs is None or not self.logs.is_dir():
             return None
         kept = directory / "logs" / time.strftime("%Y%m%d-%H%M%S")
-        shutil.copytree(self.logs, kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(
+            self.logs,
+            kept,
+            symlinks=True,
+            ignore_dangling_symlinks=True,
+            dirs_exist_ok=True,
+            copy_function=_copy_redacted,
+        )
         return kept
+
+
+def _copy_redacted(source: str, target: str) -> None:
+    text = Path(source).read_text(encoding="utf-8", errors="replace")
+    Path(target).write_text(redacted(text), encoding="utf-8")
 
 
 @contextmanager

@@ -5,12 +5,48 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from genal_ray.errors import UserError
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run directory. Raises FileNotFoundError when there is none, UserError when it
+    holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} was damaged or cannot be read: restore it from a copy ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} was damaged: it should hold one JSON object; restore it from a copy")
+    return value
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError unless the directory, or the nearest one above it that exists, takes new files."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{path} cannot be a folder: {existing} is a file; give another one")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: {existing} cannot be written to ({error}); give another folder") from error
+
+
+def remove_folder(path: Path, *, within: Path) -> None:
+    """Delete a folder and what is in it, as far as it truly lies in `within`: a link is removed, not followed."""
+    if path.is_symlink():
+        path.unlink()
+    elif path.parent.resolve().is_relative_to(within.resolve()):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genal_ray.errors import UserError
-from genal_ray.files import write_atomically, write_json
+from genal_ray.files import remove_folder, write_atomically, write_json
 from genal_ray.types import Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Round:
     def fresh(self, name: str) -> Path:
         """An output folder without what a cut-off attempt may have left in it."""
         folder = self.folder / name
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder, within=self.folder)
         return folder
 
     def is_complete(self, name: str) -> bool:
@@ -100,7 +100,9 @@ class Round:
             saved: dict[str, Any] = json.loads(file.read_bytes())
             record = {key: value for key, value in saved.items() if key != "sha256"}
             intact = _digest(_canonical(record)) == saved["sha256"]
-        except (ValueError, KeyError, AttributeError):
+        except FileNotFoundError as error:
+            raise UserError(f"{file} is missing: restore it from a copy") from error
+        except (ValueError, KeyError, AttributeError, RecursionError):
             intact = False
         if not intact:
             raise UserError(f"{file} was damaged: its checksum does not match; restore it from a copy")
@@ -202,7 +204,10 @@ class RecordCodec(Generic[T]):
 
     def load(self, saved: dict[str, Any], table: Path) -> T:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return self._cls(**{**fields, "path": str(self._folder / saved["path"])})
+        path = Path(os.path.normpath(self._folder / saved["path"]))
+        if saved["version"] and not path.is_relative_to(self._folder):  # version 0 may be the pretrained model
+            raise UserError(f"{table.with_suffix('.json')}: its path {saved['path']} leads out of the run directory")
+        return self._cls(**{**fields, "path": str(path)})
 
 
 def student_codec(folder: Path) -> RecordCodec[StudentFit]:
