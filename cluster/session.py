@@ -72,6 +72,7 @@ def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
             num_cpus=num_cpus,
             object_store_memory=int(config.cluster.object_store_gib * GIB),
             include_dashboard=port is not None,
+            dashboard_host="127.0.0.1",
             dashboard_port=port,
             runtime_env=runtime_env(config, joined=False),
             logging_level="ERROR",
