@@ -9,7 +9,7 @@ OUTPUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format types imports check lock clean
+.PHONY: help setup demo test test-fast lint format types imports check audit lock clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 12
@@ -43,6 +43,9 @@ imports: setup  ## cluster -> actors -> genal_ray
 	@$(BIN)/lint-imports
 
 check: lint types imports test  ## what CI runs
+
+audit: setup  ## known vulnerabilities of the locked packages; says so where the advisory service cannot be reached
+	@$(BIN)/python scripts/audit.py requirements/$(TARGET).txt
 
 lock: setup  ## requirements/*.txt from pyproject.toml (UPGRADE=--upgrade takes the newest versions)
 	@scripts/lock.sh $(VENV) $(UPGRADE)

@@ -13,8 +13,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import yaml
-
 from actors.generator import GeneratorService
 from actors.generator_chat import ServedModel
 from actors.incidents import Incidents
@@ -27,6 +25,7 @@ from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
+from genal_ray.config_yaml import read_document
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.files import in_thread, locked
 from genal_ray.ledger import Ledger
@@ -34,6 +33,7 @@ from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
 from genal_ray.llm.journal import Journal
 from genal_ray.observer import Stopped
+from genal_ray.redaction import redacted
 from genal_ray.repair import repair
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
@@ -51,7 +51,7 @@ class Driver:
 
     def __init__(self, config_yaml: str, directory: str, url: str | None = None) -> None:
         """`url` is where the run lives, when `directory` is but the place where it is worked on."""
-        self._config = parse_config(yaml.safe_load(config_yaml), "config.yaml")
+        self._config = parse_config(read_document(config_yaml, "config.yaml").values, "config.yaml")
         self._store = RunDirectory(Path(directory), mirror_to(url, Path(directory)))
         self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
         self._work: asyncio.Task[str] | None = None
@@ -76,8 +76,8 @@ class Driver:
         except CapReached as error:
             self._watch.ended(State.STOPPED, reason=f"{error}; raise it in {self._store.place}/config.yaml to go on")
         except Exception as error:
-            await in_thread(self._store.record_failure, traceback.format_exc())
-            self._watch.ended(State.FAILED, error=str(error))
+            await in_thread(self._store.record_failure, redacted(traceback.format_exc()))
+            self._watch.ended(State.FAILED, error=redacted(str(error)))
             raise
         else:
             self._watch.ended(State.DONE, reason=reason)

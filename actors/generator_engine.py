@@ -112,6 +112,7 @@ def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
         "dtype": str(resolve_dtype(config.dtype, device)).removeprefix("torch."),
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
+        "load_format": "safetensors",
         "logprobs_mode": "processed_logprobs",
         "worker_extension_cls": "actors.weight_engine.PolicyWorker",
         "disable_log_stats": True,

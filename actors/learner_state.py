@@ -67,6 +67,8 @@ class SavedState(Mapping[str, Tensor]):
         self._folder = folder
         self._where: dict[str, str] = {}
         for name in self.settings["files"]:
+            if Path(name).name != name:
+                raise UserError(f"{file}: {name!r} is not a file of this folder: restore it from a copy")
             with safe_open(folder / name, framework="pt") as tensors:
                 self._where |= dict.fromkeys(tensors.keys(), name)
 

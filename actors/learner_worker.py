@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,8 @@ from genal_ray.types import Rollout
 if TYPE_CHECKING:
     from actors.learner_engine import DeepSpeedEngine
 
+LOOPBACK = "127.0.0.1"
+
 
 class LearnerWorker:
     """A plain class: `actors.learner.LearnerGroup` wraps it as a Ray actor, a benchmark calls it directly."""
@@ -58,16 +61,22 @@ class LearnerWorker:
         return here()
 
     def listen(self) -> tuple[str, int]:
-        """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port."""
-        host = ray.util.get_node_ip_address()
+        """Rank 0 opens the store where the workers meet, on a port that the system chooses; returns host and port.
+
+        By itself the store would listen on all interfaces, and it asks nobody for a key.
+        """
+        host = LOOPBACK if self._world_size == 1 else ray.util.get_node_ip_address()
+        listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        port = int(listener.getsockname()[1])
         self._store = TCPStore(
             host,
-            0,
+            port,
             is_master=True,
             wait_for_workers=False,
             timeout=timedelta(seconds=self._learner.timeout_s),
+            master_listen_fd=listener.detach(),
         )
-        return host, int(self._store.port)
+        return host, port
 
     def start(self, host: str, port: int, state_dir: Path | None = None) -> None:
         """Joins the other workers and builds policy, reference and engine, from `state_dir` if given.

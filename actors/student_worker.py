@@ -65,14 +65,23 @@ class WorkerSetup:
 def make_trainer(setup: WorkerSetup, mailbox: Any) -> TorchTrainer:
     """The Ray Train run whose workers serve `mailbox` until it closes."""
     import ray.train
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class AloneConfig(TorchConfig):  # type: ignore[misc]
+        """For one worker: no process group, and no port for others to meet at."""
+
+        @property
+        def backend_cls(self) -> type[Backend]:
+            return Backend  # type: ignore[no-any-return]
+
     student = setup.student
+    config = AloneConfig if student.num_workers == 1 else TorchConfig
     resources = {"CPU": student.num_cpus, "GPU": student.num_gpus}
     return TorchTrainer(
         work,
         train_loop_config={"setup": setup, "mailbox": mailbox},
-        torch_config=TorchConfig(backend="nccl" if student.num_gpus else "gloo", timeout_s=int(student.timeout_s) + 1),
+        torch_config=config(backend="nccl" if student.num_gpus else "gloo", timeout_s=int(student.timeout_s) + 1),
         scaling_config=ray.train.ScalingConfig(
             num_workers=student.num_workers,
             use_gpu=student.num_gpus > 0,

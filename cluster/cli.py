@@ -26,6 +26,7 @@ from genal_ray.config import RunConfig, load_config
 from genal_ray.config import presets as shipped_presets
 from genal_ray.errors import GenalRayError, UserError
 from genal_ray.location import local_folder
+from genal_ray.redaction import printable, redacted
 from genal_ray.store import RunDirectory
 from genal_ray.working_copy import existing_run, for_reading, is_shown, is_summary, new_run
 
@@ -202,7 +203,7 @@ def verify(directory: Place, as_json: AsJson = False) -> None:
         _print_json({"directory": store.place, **asdict(verdict)})
     else:
         for finding in verdict.findings:
-            typer.echo(f"{finding.place}: {finding.what}")
+            typer.echo(printable(f"{finding.place}: {finding.what}"))
         typer.echo(
             f"{verdict.num_rounds} rounds, {verdict.num_labels} labels, {verdict.num_stages} stages: "
             f"{len(verdict.findings) or 'nothing'} wrong"
@@ -245,7 +246,7 @@ def plan(
     if as_json:
         _print_json(planned.as_json())
     else:
-        typer.echo(planned.as_text())
+        typer.echo(printable(planned.as_text()))
 
 
 @app.command(epilog="Example: genal-ray prompts reviews.yaml --set strategy.name=evokd")
@@ -270,7 +271,7 @@ def prompts(
         return
     for conversation in conversations:
         for message in conversation.messages:
-            typer.echo(f"--- {conversation.purpose}, {message.role}\n{message.content}\n")
+            typer.echo(printable(f"--- {conversation.purpose}, {message.role}\n{message.content}\n"))
         if conversation.schema is not None:
             typer.echo(f"--- {conversation.purpose}, schema of the reply\n{json.dumps(conversation.schema)}\n")
 
@@ -339,23 +340,23 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
 
 
 def _complain(message: str, code: int) -> int:
-    typer.echo(f"genal-ray: {message}", err=True)
+    typer.echo(printable(redacted(f"genal-ray: {message}")), err=True)
     return code
 
 
 def _unexpected(error: Exception) -> int:
     """A fault of ours: one line for the user, and the traceback in a file."""
-    told, text = f"failed: {type(error).__name__}: {error}", "".join(traceback.format_exception(error))
+    told, text = f"failed: {type(error).__name__}: {error}", redacted("".join(traceback.format_exception(error)))
     try:
         kept = Path(tempfile.gettempdir()) / f"genal-ray-traceback-{time.strftime('%Y%m%d-%H%M%S')}.txt"
-        kept.write_text(text, encoding="utf-8")
+        kept.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError:
         return _complain(f"{told}\n{text}", 1)
     return _complain(f"{told}\nTraceback: {kept}", 1)
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=1))
+    typer.echo(printable(json.dumps(value, ensure_ascii=False, indent=1)))
 
 
 def _first_comment(path: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from cluster import contact
 from cluster.console import ComparisonView
 from cluster.interrupts import interrupts
-from cluster.launch import check, clean_up, driver_name, record_budget, start_driver
+from cluster.launch import check, clean_up, cluster_address, driver_name, record_budget, start_driver
 from cluster.machine import Machine, this_machine
 from cluster.resources import check_local, private_cpus, requirements, totals
 from genal_ray.budget import Budget, resolve_budget
@@ -30,8 +30,9 @@ from genal_ray.config import RunConfig, load_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import RunError, UserError
 from genal_ray.evaluation import QUALITY, quality, quality_metric
-from genal_ray.files import write_json
+from genal_ray.files import check_writable, write_json
 from genal_ray.methods import Method, find_method
+from genal_ray.redaction import redacted
 from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
 
@@ -106,6 +107,7 @@ def plan(
     Raises UserError for anything that would stop one of the runs later, for a directory that holds other runs, and
     while something works on one of them.
     """
+    check_writable(directory)
     found = [find_method(name) for name in dict.fromkeys(methods)]
     if not found:
         raise UserError("no methods: name some with --methods, such as --methods random,entropy,signal")
@@ -140,6 +142,7 @@ def run(
     """
     view = view or ComparisonView()
     directory, jobs = comparison.directory, comparison.jobs
+    address = cluster_address(jobs[0].config, address)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "comparison.json", asdict(comparison.description))
     # A whole seed before the next: what there is after a while compares all methods.
@@ -352,7 +355,7 @@ def _finish(comparison: Comparison, active: _Active, work: _Work, view: Comparis
         _start_again(active, error, work, view)
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        work.failures[job.method, job.seed] = str(cause)
+        work.failures[job.method, job.seed] = redacted(str(cause))
         view.say(f"{job.title} failed: {cause}")
     else:
         return

@@ -12,9 +12,11 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from genal_ray.comparison.summary import SHARES, Summary
 from genal_ray.interfaces import Progress as Report
+from genal_ray.redaction import printable, redacted
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.types import RoundReport
 
@@ -68,6 +70,11 @@ def console(*, stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PLAIN_WIDTH)
 
 
+def plain(text: str) -> Text:
+    """A text that is nothing but that: no markup, no links, nothing that a terminal obeys, no secrets."""
+    return Text(printable(redacted(text)))
+
+
 @contextmanager
 def step_bar(to: Console, label: str) -> Iterator[Report]:
     """A bar for work that reports (done, total) itself; nothing where the output is no terminal."""
@@ -92,7 +99,7 @@ class PlainView:
         self._noted: tuple[str, ...] = ()
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text), soft_wrap=True)
+        self._console.print(plain(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
         known = len(self._noted) if status.notes[: len(self._noted)] == self._noted else 0  # another driver began anew
@@ -126,7 +133,7 @@ class TerminalView:
         self._live.start()
 
     def say(self, text: str) -> None:
-        self._live.console.print(escape(text), soft_wrap=True)
+        self._live.console.print(plain(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
         self._status = status
@@ -149,7 +156,7 @@ class TerminalView:
         status = self._status
         line = f"{status.state}, {status.num_labels} of {status.budget} labels"
         rows = [rounds_table(status.reports)] if status.reports else []
-        return Group(*(escape(note) for note in status.notes), *rows, line, self._bars)
+        return Group(*(plain(note) for note in status.notes), *rows, line, self._bars)
 
 
 class ComparisonView:
@@ -180,7 +187,7 @@ class ConsoleComparisonView(ComparisonView):
         self._bars.stop()
 
     def say(self, text: str) -> None:
-        self._console.print(escape(text), soft_wrap=True)
+        self._console.print(plain(text), soft_wrap=True)
 
     def progress(self, num_labels: int, total: int) -> None:
         self._bars.update(self._task, completed=num_labels, total=total)
@@ -203,7 +210,7 @@ def show_summary(to: Console, summary: Summary, directory: Path) -> None:
     to.print()
     for line in (f"curves     {directory / 'curves.csv'}", f"figure     {directory / 'figure.png'}",
                  f"all of it  {directory / 'README.md'}"):  # fmt: skip
-        to.print(escape(line), soft_wrap=True)
+        to.print(plain(line), soft_wrap=True)
 
 
 def percent(mean: float, std: float | None) -> str:
@@ -239,7 +246,7 @@ def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None
     if status.state is not State.DONE:
         lines.append(f"go on           genal-ray resume {url or directory}")
     for line in lines:
-        to.print(escape(line), soft_wrap=True)
+        to.print(plain(line), soft_wrap=True)
 
 
 def _cells(report: RoundReport, columns: Sequence[tuple[str, str, str]] = _COLUMNS) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -10,7 +9,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.machine import is_listening
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.machine import is_listening, is_local_host
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.files import remove, write_json
 from genal_ray.store import RunDirectory
@@ -29,6 +30,14 @@ class Contact:
     """Of the launcher, on `host`."""
     auth_mode: str | None
     """RAY_AUTH_MODE of the launcher: a cluster that wants a token refuses those who come without."""
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the cluster may be joined unasked: on this machine, or the one that RAY_ADDRESS names.
+
+        What a cluster answers is unpickled, and a run directory may be somebody else's.
+        """
+        return is_local_host(self.address.rpartition(":")[0]) or self.address == os.environ.get("RAY_ADDRESS")
 
 
 def announce(store: RunDirectory, *, address: str, namespace: str, actor: str) -> None:
@@ -54,8 +63,8 @@ def withdraw(store: RunDirectory) -> None:
 def read_contact(store: RunDirectory) -> Contact | None:
     """The contact of a driver that seems to be alive: its file is there, its launcher runs, its cluster answers."""
     try:
-        contact = Contact(**json.loads(store.driver_file.read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        contact = TypeAdapter(Contact).validate_json(store.driver_file.read_bytes(), strict=True)
+    except (OSError, ValidationError):
         return None
     return contact if _launcher_runs(contact) and is_listening(contact.address) else None
 
@@ -93,7 +102,7 @@ def _launcher_runs(contact: Contact) -> bool:
         return True
     try:
         os.kill(contact.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

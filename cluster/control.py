@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from cluster.contact import connected, read_contact
 from genal_ray.errors import UserError
 from genal_ray.status import RunStatus, State
@@ -15,10 +12,11 @@ _ANSWER_S = 30.0
 
 
 def read_status(store: RunDirectory) -> RunStatus:
-    """The driver's own status, or what the directory tells. Raises UserError when it is no run directory."""
+    """The driver's own status, or what the directory tells: where no driver lives, and where its cluster is not to be
+    trusted. Raises UserError when it is no run directory."""
     config = store.load_config()
     contact = read_contact(store)
-    if contact is not None:
+    if contact is not None and contact.is_trusted:
         with connected(contact) as driver:
             import ray  # not earlier: Ray reads RAY_AUTH_MODE, which `connected` sets, when it is imported
 
@@ -27,8 +25,8 @@ def read_status(store: RunDirectory) -> RunStatus:
                 return live
     worker = holder(store)
     reports = tuple(store.reports())
-    bought = int(reports[-1].metrics["al/num_labels"]) if reports else 0
-    budget = _recorded_budget(store)
+    bought = int(reports[-1].metrics.get("al/num_labels", 0)) if reports else 0
+    budget = store.record("budget.json")
     total = int(budget.get("total", 0))
     reason = store.outcome()
     return RunStatus(
@@ -46,6 +44,11 @@ def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
     """Ask the driver to end; returns what was done. Raises UserError when nothing works on the run."""
     store.load_config()
     contact = read_contact(store)
+    if contact is not None and not contact.is_trusted:
+        raise UserError(
+            f"the driver of {store.path} is on the Ray cluster at {contact.address}, which is not on this machine: if "
+            f"you trust it, set RAY_ADDRESS={contact.address} and ask again"
+        )
     if contact is not None:
         with connected(contact) as driver:
             import ray  # not earlier: Ray reads RAY_AUTH_MODE, which `connected` sets, when it is imported
@@ -58,12 +61,3 @@ def ask_to_stop(store: RunDirectory, *, now: bool) -> str:
     if (worker := holder(store)) is not None:
         raise UserError(f"{worker} works on {place}, which cannot be reached from here: run `genal-ray stop` there")
     raise UserError(f"nothing works on {place}, so there is nothing to stop; see `genal-ray status {place}`")
-
-
-def _recorded_budget(store: RunDirectory) -> dict[str, Any]:
-    """The budget in labels, as the launcher recorded it; empty for a directory without the record."""
-    try:
-        recorded: dict[str, Any] = json.loads((store.path / "budget.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return recorded

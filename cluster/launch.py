@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -58,6 +59,17 @@ def run(
     return store.path
 
 
+def cluster_address(config: RunConfig, option: str | None) -> str | None:
+    """The cluster to join: that of the option, else of the configuration; None for a private one. Raises UserError."""
+    address = config.cluster.address if option is None else option
+    if address is None or address == "auto" or re.fullmatch(r"(?:ray://)?[^\s:/]+:\d{1,5}", address):
+        return address
+    raise UserError(
+        f"{'cluster.address' if option is None else '--address'} {address!r}: expected host:port, or auto for the "
+        "cluster of this machine; leave it out for a private one"
+    )
+
+
 def run_place(config: RunConfig, output_dir: str | None) -> str:
     """Where a run goes: the option, else the configuration's output_dir, else runs/<name>."""
     return output_dir or config.output_dir or str(Path("runs") / config.name)
@@ -69,7 +81,7 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
     Raises UserError before anything starts, RunError when the run failed.
     """
     try:
-        return _launch(config, store, address=address or config.cluster.address, resume=resume, view=view)
+        return _launch(config, store, address=cluster_address(config, address), resume=resume, view=view)
     finally:
         view.close()
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -94,6 +95,16 @@ def is_listening(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def is_local_host(host: str) -> bool:
+    """Whether a host's name or address is one of this machine's own."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
+    except (OSError, UnicodeError):
+        return False
+    own = {address.address.partition("%")[0] for all in psutil.net_if_addrs().values() for address in all}
+    return bool(found) and all(ip.partition("%")[0] in own or ip_address(ip).is_loopback for ip in found)
 
 
 def _read_bytes(path: Path) -> int | None:

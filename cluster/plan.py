@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cluster.launch import check, run_place
+from cluster.launch import check, cluster_address, run_place
 from cluster.machine import this_machine
 from cluster.resources import Placement, check_local, describe, private_cpus, requirements
 from genal_ray.budget import Budget
@@ -58,9 +58,9 @@ class Plan:
 def make_plan(config: RunConfig, *, output_dir: str | None, address: str | None) -> Plan:
     """Raises UserError for whatever would stop the run before it starts."""
     store = new_run(run_place(config, output_dir))
+    address = cluster_address(config, address)
     checked = check(config, store.path, resume=False)
     placements = requirements(config)
-    address = address or config.cluster.address
     if address is None:
         check_local(config, placements, this_machine(store.path))
     return Plan(

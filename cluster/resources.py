@@ -12,11 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cluster.machine import GIB, Machine, port_is_free
 from cluster.memory import Footprint, generator, learner, run_disk, scorer, student, warmup
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
+from genal_ray.files import check_writable
 
 _HEADER = ("actor", "count", "CPUs each", "GPUs each", "memory each", "GPU memory each", "holds")
 _RAY = int(0.6 * GIB)
@@ -242,6 +244,11 @@ def _place_problems(config: RunConfig, machine: Machine) -> list[str]:
             f"cluster.temp_dir has {len(cluster.temp_dir)} characters, Ray's sockets allow {_MAX_TEMP_DIR}: "
             "choose a shorter path such as /tmp/ray"
         )
+    if cluster.temp_dir is not None:
+        try:
+            check_writable(Path(cluster.temp_dir))
+        except UserError as error:
+            problems.append(f"cluster.temp_dir: {error}")
     disk = run_disk(config)
     if disk > machine.disk:
         problems.append(

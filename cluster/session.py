@@ -19,6 +19,7 @@ from cluster.resources import Placement, describe, sequence
 from cluster.runtime_env import runtime_env
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
+from genal_ray.redaction import redacted
 
 NAMESPACE = "genal-ray"
 _TAIL_LINES = 30
@@ -40,11 +41,23 @@ class Session:
             return None
         kept = directory / "logs" / time.strftime("%Y%m%d-%H%M%S")
         try:
-            shutil.copytree(self.logs, kept, symlinks=True, ignore_dangling_symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(
+                self.logs,
+                kept,
+                symlinks=True,
+                ignore_dangling_symlinks=True,
+                dirs_exist_ok=True,
+                copy_function=_copy_redacted,
+            )
         except OSError:
             shutil.rmtree(kept, ignore_errors=True)
             return None
         return kept
+
+
+def _copy_redacted(source: str, target: str) -> None:
+    text = Path(source).read_text(encoding="utf-8", errors="replace")
+    Path(target).write_text(redacted(text), encoding="utf-8")
 
 
 @contextmanager
@@ -64,6 +77,7 @@ def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
             num_cpus=num_cpus,
             object_store_memory=int(config.cluster.object_store_gib * GIB),
             include_dashboard=port is not None,
+            dashboard_host="127.0.0.1",
             dashboard_port=port,
             runtime_env=runtime_env(config, joined=False),
             logging_level="ERROR",

@@ -12,8 +12,9 @@ from genal_ray.annotators.classifier import RECORD
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
-from genal_ray.files import write_json
+from genal_ray.files import check_writable, write_json
 from genal_ray.interfaces import Progress
+from genal_ray.model_checks import check_student
 from genal_ray.paths import resolve_model
 from genal_ray.sampling import permutation
 from genal_ray.seeds import derive_seed
@@ -40,10 +41,12 @@ def train_annotator(
     """
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise UserError(f"{output_dir} is not an empty directory: give another --output-dir")
+    check_writable(output_dir.absolute())
     corpus = _full_corpus(config)
     texts, labels = _training_set(corpus, rows, seed=config.seed)
     changes = {"model": model, "epochs": epochs}
     student = config.student.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    check_student(student, "cls", tags_words=corpus.labels.tags_words)
     trained = fit(
         student, texts, labels, corpus.labels, seed=derive_seed(config.seed, "annotator"), progress=progress
     )

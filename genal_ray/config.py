@@ -290,9 +290,12 @@ def presets() -> dict[str, Path]:
 def _read(source: str) -> Document:
     shipped = presets()
     path = shipped.get(source, Path(source).expanduser())
+    if path.is_dir():
+        raise UserError(f"configuration {source!r} is a folder: give a YAML file in it, or a preset")
     if not path.is_file():
+        near = [str(file) for file in path.parent.glob("*.y*ml")]
         raise UserError(
-            f"no configuration {source!r}: neither a file nor a preset{suggestion(source, list(shipped))} "
+            f"no configuration {source!r}: neither a file nor a preset{suggestion(source, [*shipped, *near])} "
             f"(presets: {', '.join(shipped)})"
         )
     where = f"preset {source}" if source in shipped else str(path)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from genal_ray.config_sections import Location, Section
 from genal_ray.validation import InvalidValues, Problem
@@ -58,6 +59,13 @@ class LLMConfig(Section):
     completion_price: float = Field(0.0, ge=0, description="money per million reply tokens")
     prompts: Location | None = Field(None, description="folder of templates that replace those of `genal-ray prompts`")
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("expected the name of an environment variable, such as OPENAI_API_KEY, not the key itself")
+        return value
+
     @property
     def model_name(self) -> str:
         return self.model or "generator"
@@ -81,6 +89,7 @@ class LLMConfig(Section):
         try:
             parts = urlsplit(url)
             secret = parts.password is not None or parts.username is not None or bool(parts.query)
+            _ = parts.port  # raises for one that is out of range
         except ValueError as error:
             raise InvalidValues(Problem(("base_url",), f"not a URL: {error}")) from error
         if secret:

@@ -23,6 +23,7 @@ from genal_ray.errors import UserError
 from genal_ray.paths import absolute, is_data_file
 from genal_ray.strategies import Strategy
 from genal_ray.tasks import build_task
+from genal_ray.text import is_name
 from genal_ray.validation import InvalidValues, Problem
 
 
@@ -96,6 +97,9 @@ class TaskConfig(Section):
             raise InvalidValues(Problem(("kind",), str(error))) from error
         if self.labels is not None and len(self.labels) < 2 and not build_task(self).tags_words:
             raise InvalidValues(Problem(("labels",), f"expected at least two classes, got {self.labels[0]}"))
+        odd = [name for name in self.labels or () if not is_name(name)]
+        if odd:
+            raise InvalidValues(Problem(("labels",), f"a name is one line of text and not empty, got {odd[0]!r}"))
         if self.labels is not None and len(set(self.labels)) < len(self.labels):
             names = ", ".join(self.labels)
             raise InvalidValues(Problem(("labels",), f"every name may stand there once, got {names}"))

@@ -13,8 +13,12 @@ from genal_ray.config_sections import DataConfig
 from genal_ray.entities import BEGIN, INSIDE, OUTSIDE
 from genal_ray.errors import UserError
 from genal_ray.readers import Row, Table, open_split
+from genal_ray.text import is_name
 from genal_ray.types import Text
 from genal_ray.validation import suggestion
+
+MAX_CHARACTERS = 1_000_000
+"""Of a text; no model reads as much, and everything that looks at a text would take its time."""
 
 PAIR_COLUMN = "text_pair"
 """A column of this name marks a data set of pairs."""
@@ -80,11 +84,21 @@ class _RowParser:
             raise UserError(f"{self._table.at(number)}: column {column!r} should hold text, found {value!r:.80}{hint}")
         if not value or value.isspace():
             raise UserError(f"{self._table.at(number)}: column {column!r} is empty: fill in the text or drop the row")
-        if not value.isascii():
-            self._check_unicode(number, column, value)
+        if len(value) > MAX_CHARACTERS:
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} holds {len(value):,} characters, at most "
+                f"{MAX_CHARACTERS:,} are read: cut the text, or make several rows of it"
+            )
+        self._check_characters(number, column, value)
         return value
 
-    def _check_unicode(self, number: int, column: str, value: str) -> None:
+    def _check_characters(self, number: int, column: str, value: str) -> None:
+        if "\0" in value:
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} holds a NUL character, which no text has: mend the row"
+            )
+        if value.isascii():
+            return
         try:
             value.encode()
         except UnicodeEncodeError as error:
@@ -100,6 +114,11 @@ class _RowParser:
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise UserError(f"{self._table.at(number)}: column {column!r} should hold a label, found {value!r:.80}")
         name = self._name(number, value)
+        if not is_name(name):
+            raise UserError(
+                f"{self._table.at(number)}: column {column!r} has the label {name!r:.80}: a label is one line of text "
+                "and not empty; mend the row, or name its values in data.label_names"
+            )
         self._check_known(number, name)
         return name
 
@@ -176,7 +195,7 @@ class _TaggedRowParser(_RowParser):
                 f"{self._table.at(number)}: column {column!r} has the word {word!r:.80}: words are not empty and "
                 "have no spaces; split it, and give each part a tag"
             )
-        self._check_unicode(number, column, word)
+        self._check_characters(number, column, word)
 
     def _tag(self, number: int, value: Any) -> str:
         """`O`, `B-type` or `I-type`."""
@@ -188,7 +207,7 @@ class _TaggedRowParser(_RowParser):
         prefix, type = name[:2], name[2:]
         if name == OUTSIDE:
             return name
-        if prefix not in _PREFIXES or not type:
+        if prefix not in _PREFIXES or not is_name(type):
             raise UserError(
                 f"{self._table.at(number)}: the tag {name!r:.80} is none of O, B-... and I-... (or E-, S-, L-, U-): "
                 "set data.label_column, or data.label_names for numbered tags"

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,32 @@ def _error_number(error: Exception) -> int | None:
         return error.errno
     found = _NUMBER.search(str(error))
     return None if found is None else int(found[1])
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run directory. Raises FileNotFoundError when there is none, UserError when it
+    holds something else."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} was damaged or cannot be read: restore it from a copy ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} was damaged: it should hold one JSON object; restore it from a copy")
+    return value
+
+
+def check_writable(path: Path) -> None:
+    """Raise UserError unless the directory, or the nearest one above it that exists, takes new files."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not existing.is_dir():
+        raise UserError(f"{path} cannot be a folder: {existing} is a file; give another one")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UserError(f"{path}: {existing} cannot be written to ({error}); give another folder") from error
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

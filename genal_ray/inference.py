@@ -80,7 +80,11 @@ class StudentModel:
                 path, revision=revision, trust_remote_code=trust_remote_code, **cls.tokenizer_options
             )
             model = cls.auto_class.from_pretrained(
-                path, revision=revision, dtype=resolve_dtype(dtype, place), trust_remote_code=trust_remote_code
+                path,
+                revision=revision,
+                dtype=resolve_dtype(dtype, place),
+                trust_remote_code=trust_remote_code,
+                use_safetensors=True,
             )
         except (OSError, ValueError) as error:
             raise UserError(f"cannot load a student from {path!r}: expected a {cls.kind}: {error}") from error

@@ -125,6 +125,8 @@ class Classes(LabelSpace):
         return self.names[label]
 
     def decode(self, value: Any, text: str) -> int:
+        if value not in self.names:
+            raise ValueError(f"{value!r:.80} is none of the labels {', '.join(self.names)}")
         return self.names.index(value)
 
     def schema(self, abstention: str | None = None) -> dict[str, Any]:

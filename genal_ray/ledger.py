@@ -42,8 +42,19 @@ class Ledger:
     def open(self) -> Ledger:
         """Read what was bought before. Raises UserError, with file and line, for a line that is not a label."""
         for number, line in enumerate(whole_lines(self._path), start=1):
-            self._keep(self._parse(line, number))
+            item = self._parse(line, number)
+            if item.instance.id in self:
+                raise UserError(
+                    f"{self._path}, line {number}: {item.instance.id} stands in an earlier line too; look which of "
+                    "them is right, and restore the file from a copy or take the other one out"
+                )
+            self._keep(item)
         return self
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the instances that annotators were asked about."""
+        return [*self._labels, *self._declined]
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -51,6 +62,11 @@ class Ledger:
     def __contains__(self, instance_id: str) -> bool:
         """Whether an annotator was asked about it, with or without success."""
         return instance_id in self._labels or instance_id in self._declined
+
+    def round_of(self, instance_id: str) -> int:
+        """The round in which an annotator was asked about it."""
+        item = self._labels.get(instance_id) or self._declined[instance_id]
+        return item.round
 
     def of(self, instance_ids: Sequence[str]) -> list[LabeledInstance]:
         """The labels of instances that annotators were asked about; those without one are left out."""
@@ -70,9 +86,9 @@ class Ledger:
 
     def _keep(self, item: LabeledInstance | Declined) -> None:
         if isinstance(item, Declined):
-            self._declined.setdefault(item.instance.id, item)
+            self._declined[item.instance.id] = item
         else:
-            self._labels.setdefault(item.instance.id, item)
+            self._labels[item.instance.id] = item
 
     def _encode(self, item: LabeledInstance | Declined) -> dict[str, Any]:
         instance = item.instance

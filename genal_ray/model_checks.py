@@ -5,7 +5,6 @@ No weights are loaded. A local folder is checked completely; of a hub model only
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,10 @@ from transformers.models.auto.modeling_auto import (
 
 from genal_ray.config import GeneratorConfig, StudentConfig
 from genal_ray.errors import UserError
+from genal_ray.model_files import check_model_folder
 from genal_ray.paths import is_local, resolve_model, resolve_path
 from genal_ray.tasks import Task
 from genal_ray.types import Instance
-from genal_ray.validation import suggestion
-
-WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.*", "spiece.model", "sentencepiece*.model")
-"""Without any of these transformers makes up an empty tokenizer."""
 
 LONGEST = 2000
 """Texts that are tokenized to find the longest; the longest in bytes, as no token is shorter than a byte."""
@@ -132,7 +126,7 @@ def _config(section: GeneratorConfig | StudentConfig, name: str) -> Any:
         return AutoConfig.from_pretrained(
             resolve_model(section.model), revision=section.revision, trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what a file may make a library raise is not for us to foresee
         if "trust_remote_code" in str(error):
             raise UserError(_own_code(where, name)) from error
         if is_local(section.model):
@@ -146,23 +140,9 @@ def _config(section: GeneratorConfig | StudentConfig, name: str) -> Any:
 
 def _check_folder(folder: Path, trust_remote_code: bool, name: str) -> None:
     where = f"{name}.model {folder}"
-    if not folder.is_dir():
-        known = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
-        there = f" (in {folder.parent}: {', '.join(sorted(known)[:10])})" if known else ""
-        raise UserError(f"{where}: no such folder{suggestion(folder.name, known)}{there}")
-    file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{where}: no config.json in it, so it is not the folder of a Hugging Face model")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{where}: config.json is not JSON: {error}") from error
+    values = check_model_folder(folder, where)
     if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
         raise UserError(_own_code(where, name))
-    if not any(file for pattern in WEIGHT_FILES for file in folder.glob(pattern)):
-        raise UserError(f"{where}: no weights in it: expected model.safetensors or its parts")
-    if not any(file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)):
-        raise UserError(f"{where}: no tokenizer in it: expected tokenizer.json and tokenizer_config.json")
 
 
 def _own_code(where: str, name: str) -> str:
@@ -177,7 +157,7 @@ def load_tokenizer(section: GeneratorConfig | StudentConfig, name: str) -> PreTr
         return AutoTokenizer.from_pretrained(
             resolve_model(section.model), revision=section.revision, trust_remote_code=section.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises nothing more special
         raise UserError(
             f"{name}.model {section.model}: its tokenizer cannot be loaded (expected tokenizer.json and "
             f"tokenizer_config.json beside the weights): {error}"

@@ -192,7 +192,9 @@ def load_lm(generator: GeneratorConfig) -> Any:
         ) in config.to_dict().items():  # dropout would make pi differ from itself: ratio 1 needs none
             if "drop" in key and isinstance(value, float):
                 setattr(config, key, 0.0)
-        return AutoModelForCausalLM.from_pretrained(name, config=config, dtype=torch.float32, **options)
+        return AutoModelForCausalLM.from_pretrained(
+            name, config=config, dtype=torch.float32, use_safetensors=True, **options
+        )
     except (OSError, ValueError) as error:
         raise UserError(
             f"generator.model {generator.model!r} can't be loaded as a causal language model; expected a hub name or "

@@ -6,7 +6,6 @@ output directory -> data -> budget -> student -> generator and its longest promp
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,10 @@ from genal_ray.budget import Budget, resolve_budget, share_or_count
 from genal_ray.config import LLMConfig, RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
+from genal_ray.files import check_writable
 from genal_ray.model_checks import check_generator, check_student
+from genal_ray.prompt_preview import conversations_of
+from genal_ray.resume import check_state
 from genal_ray.store import RunDirectory
 from genal_ray.strategies import PolicyStrategy
 from genal_ray.tasks import Task, build_task
@@ -42,6 +44,8 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     """
     check_output_dir(config, output_dir, resume=resume)
     corpus = load_corpus(config)
+    if resume:
+        check_state(config, RunDirectory(output_dir), corpus)
     task = build_task(config.task)
     budget = resolve_budget(config, len(corpus.pool))
     check_student(config.student, config.scorer.encoding, tags_words=task.tags_words)
@@ -51,19 +55,19 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
         check_generator(config.generator, task, corpus.pool, named)
         if config.warms_up:
             check_warmup(config, corpus.pool, task)
-    if config.llm is not None and config.llm.backend == "endpoint":
-        _check_chat_model(config.llm)
+    if config.llm is not None:
+        conversations_of(config, corpus, task)  # every template is filled in
+        if config.llm.backend == "endpoint":
+            _check_endpoint(config.llm)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
         config.annotators.synthetic.check(corpus)
     return Preflight(corpus=corpus, task=task, budget=budget, notes=tuple(_notes(config, corpus, budget)))
 
 
-def _check_chat_model(config: LLMConfig) -> None:
+def _check_endpoint(config: LLMConfig) -> None:
     from genal_ray.llm.endpoint import check_endpoint
-    from genal_ray.llm.prompts import Prompts
 
-    Prompts(config.prompts)
     asyncio.run(check_endpoint(config))
 
 
@@ -84,7 +88,7 @@ def check_output_dir(config: RunConfig, output_dir: Path, *, resume: bool) -> No
         )
     else:
         store.check_new()
-    _check_writable(store.path)
+    check_writable(store.path)
 
 
 def _holds(config: RunConfig, store: RunDirectory) -> bool:
@@ -100,15 +104,6 @@ def _check_same_run(config: RunConfig, store: RunDirectory) -> None:
             f"{store.place} was begun with another configuration: `genal-ray resume {store.place}` takes the one that "
             "it holds"
         )
-
-
-def _check_writable(path: Path) -> None:
-    """The directory, or the nearest one above it that exists, can be written to."""
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not existing.is_dir():
-        raise UserError(f"output directory {path}: {existing} is a file: give another --output-dir")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"output directory {path}: {existing} cannot be written to: give another --output-dir")
 
 
 def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:

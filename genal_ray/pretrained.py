@@ -45,6 +45,7 @@ class Pretrained:
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},
                 ignore_mismatched_sizes=True,
+                use_safetensors=True,
                 output_loading_info=True,
                 **options,
             )
@@ -78,7 +79,7 @@ class Pretrained:
         Raises UserError when the folder holds no student of this shape.
         """
         try:
-            saved = type(self.model).from_pretrained(folder, dtype=torch.float32)
+            saved = type(self.model).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
             self.model.load_state_dict(saved.state_dict())
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot start from the student in {folder!r}: {error}") from error

@@ -71,7 +71,11 @@ def preview(config: RunConfig) -> list[Conversation]:
 
     Raises UserError for data or templates that cannot be read.
     """
-    corpus, task = load_corpus(config), build_task(config.task)
+    return conversations_of(config, load_corpus(config), build_task(config.task))
+
+
+def conversations_of(config: RunConfig, corpus: Corpus, task: Task) -> list[Conversation]:
+    """As `preview`, with data that was read already."""
     prompts = Prompts(None if config.llm is None else config.llm.prompts)
     conversations: list[Conversation] = []
     if isinstance(config.strategy, TeacherStrategy):
@@ -96,9 +100,12 @@ def copy_templates(folder: Path) -> list[Path]:
     there = [folder / file for file in files if (folder / file).exists()]
     if there:
         raise UserError(f"{there[0]} exists already: give a new folder")
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / file, folder / file)
+    try:
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, folder / file)
+    except OSError as error:
+        raise UserError(f"cannot write the templates to {folder}: {error}; give another folder") from error
     return [folder / file for file in files]
 
 

@@ -15,6 +15,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -24,6 +25,9 @@ from genal_ray.paths import DATA_SUFFIXES, is_data_file, is_local, resolve_path
 from genal_ray.validation import suggestion
 
 Row = Mapping[str, Any]
+
+MAX_LINE_BYTES = 64 * 2**20
+"""What is longer is no line of a table, but something else, or a file without line breaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +66,8 @@ def open_split(data: DataConfig, split: str) -> Table:
 
 def read_file(path: Path) -> Table:
     """The rows of a JSON lines, CSV, Parquet or CoNLL file, plain or .gz, recognised by its suffix."""
+    if path.is_dir():
+        raise UserError(f"data file {path} is a folder: give a file in it, or make it data.source")
     if not path.is_file():
         raise UserError(f"data file {path}: no such file{_contents(path.parent)}")
     suffix = Path(path.name.removesuffix(".gz")).suffix
@@ -94,7 +100,7 @@ def read_hub(name: str, split: str, *, subset: str | None = None, revision: str 
 
 
 def _file_of_split(folder: Path, split: str) -> Path:
-    if is_data_file(split):
+    if is_data_file(split) or (folder / split).is_file():
         return folder / split
     candidates = [folder / f"{split}{suffix}{gz}" for suffix in DATA_SUFFIXES for gz in ("", ".gz")]
     found = [path for path in candidates if path.is_file()]
@@ -124,7 +130,12 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     number = 0
     try:
         with _open(path) as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), 1):
+                if len(raw) > MAX_LINE_BYTES:
+                    raise UserError(
+                        f"{path}, line {number}: more than {MAX_LINE_BYTES // 2**20} MiB without a line break: "
+                        "is this a text file with a row a line?"
+                    )
                 try:
                     yield number, raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -141,19 +152,26 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    decode = json.JSONDecoder().decode
+    decode = json.JSONDecoder(object_pairs_hook=_without_twins).decode
     for number, line in _lines(path):
-        if line.isspace():
+        if not line.strip():
             continue
         hint = "; write a JSON array as one object a line" if line.lstrip().startswith("[") else ""
         try:
             row = decode(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
             raise UserError(f"{path}, line {number}: not JSON ({reason}): {_excerpt(line)}{hint}") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number}: expected an object {{...}}, found {_excerpt(line)}{hint}")
         yield number, row
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError("a key stands there twice")
+    return row
 
 
 CONLL_TOKENS, CONLL_TAGS = "tokens", "ner_tags"
@@ -185,9 +203,12 @@ def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     numbered = _Counted(_lines(path))
+    csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(numbered, strict=True)
     try:
         header = next(reader, [])
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise UserError(f"{path}, line 1: the column {twice[0]!r} is there twice: rename one, or drop it")
         start = numbered.line + 1
         for fields in reader:
             if fields and len(fields) != len(header):

@@ -7,9 +7,14 @@ from pathlib import Path
 
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
+from genal_ray.errors import UserError
+from genal_ray.files import locked
 from genal_ray.ledger import Ledger
+from genal_ray.llm.journal import Journal
+from genal_ray.model_files import check_weights
 from genal_ray.pools import Pools
-from genal_ray.stages import AskedCodec, CandidateCodec, ScoresCodec, policy_codec
+from genal_ray.repair import damaged_stage
+from genal_ray.stages import AskedCodec, CandidateCodec, ScoresCodec, policy_codec, student_codec
 from genal_ray.store import RunDirectory
 from genal_ray.types import Instance, PolicyUpdate
 
@@ -27,12 +32,69 @@ def restore_pools(config: RunConfig, store: RunDirectory, corpus: Corpus, ledger
     rounds = [store.round(number) for number in committed]
     asked = [round.load("annotate", AskedCodec()) for round in rounds]
     ids = [id for found in asked for id in found.ids]
+    lost = [id for id in ids if id not in ledger]
+    if lost:
+        raise UserError(
+            f"{store.ledger_file}: {lost[0]}, chosen in a committed round, is not in it: restore the file from a copy"
+        )
     pools = Pools.restored(corpus, ids, ledger.of(ids), synthetic)
     scored = [round.load(stage, ScoresCodec()) for round in rounds for stage in SCORED if round.is_complete(stage)]
     pools.put_aside(id for scores in scored for id in scores.failed)
     for found in asked:
         pools.fail(found.failed)
     return pools
+
+
+def check_state(config: RunConfig, store: RunDirectory, corpus: Corpus) -> None:
+    """Raise UserError for what would keep the driver from going on with a run: another one at work, a ledger, journal
+    or round that cannot be read, data that are no longer those of the run, weights that are gone."""
+    try:
+        with locked(store.lock_file):
+            store.reports()
+            ledger = Ledger(store.ledger_file, corpus.labels).open()
+            _check_rounds(store, ledger)
+            _check_real(store, corpus, ledger)
+            damaged = damaged_stage(store)  # the driver has it done again, where that is safe
+            restore_pools(config, store, corpus, ledger)
+            if config.llm is not None:
+                Journal(store.path / "llm" / "calls.jsonl").open()
+            for folder in _needed_weights(store) if damaged is None else ():
+                check_weights(folder, str(folder))
+    except OSError as error:
+        raise UserError(f"{error.filename or store.path} cannot be used ({error.strerror or error})") from error
+
+
+def _needed_weights(store: RunDirectory) -> list[Path]:
+    """Folders of the newest student and, where one was learned, of the newest policy and its learner's state."""
+    committed = store.committed_rounds()
+    if not committed:
+        return []
+    student = store.round(committed[-1]).load("student", student_codec(store.path)).path
+    learned = last_policies(store).learned
+    return [Path(student), *([] if learned is None else [learned / "model", learned / "learner"])]
+
+
+def _check_rounds(store: RunDirectory, ledger: Ledger) -> None:
+    """Labels were bought in the committed rounds and the one after them, and in no later one."""
+    committed = len(store.committed_rounds())
+    newest = max((ledger.round_of(id) for id in ledger.ids), default=0)
+    folder = store.path / "rounds"
+    if newest > committed or (folder.exists() and not folder.is_dir()):
+        raise UserError(
+            f"{folder} has {committed} committed rounds, but {store.ledger_file} has labels of round {newest}: restore "
+            "the folders of the rounds from a copy"
+        )
+
+
+def _check_real(store: RunDirectory, corpus: Corpus, ledger: Ledger) -> None:
+    """The labeled texts of the pool are those that the data hold today."""
+    today = {instance.id: instance.student_input for instance in corpus.pool}
+    for item in ledger.of(ledger.ids):
+        if item.instance.origin == "real" and today.get(item.instance.id) != item.instance.student_input:
+            raise UserError(
+                f"{store.ledger_file}: {item.instance.id} is another text in the training data of today: they were "
+                "changed after the run began. Undo the change, or begin a new run"
+            )
 
 
 def _kept(config: RunConfig, store: RunDirectory, number: int) -> list[Instance]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -117,7 +118,9 @@ class Round:
             saved: dict[str, Any] = json.loads(file.read_bytes())
             record = {key: value for key, value in saved.items() if key != "sha256"}
             intact = _digest(_canonical(record)) == saved["sha256"]
-        except (ValueError, KeyError, AttributeError):
+        except FileNotFoundError as error:
+            raise UserError(f"{file} is missing: restore it from a copy") from error
+        except (ValueError, KeyError, AttributeError, RecursionError):
             intact = False
         if not intact:
             raise UserError(f"{file} was damaged: its checksum does not match; restore it from a copy")
@@ -225,7 +228,10 @@ class RecordCodec(Generic[T]):
 
     def load(self, saved: dict[str, Any], table: Path) -> T:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-        return self._cls(**{**fields, "path": str(self._folder / saved["path"])})
+        path = Path(os.path.normpath(self._folder / saved["path"]))
+        if saved["version"] and not path.is_relative_to(self._folder):  # version 0 may be the pretrained model
+            raise UserError(f"{table.with_suffix('.json')}: its path {saved['path']} leads out of the run directory")
+        return self._cls(**{**fields, "path": str(path)})
 
 
 def student_codec(folder: Path) -> RecordCodec[StudentFit]:

@@ -17,12 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genal_ray.config import RunConfig, parse_config
+from genal_ray.config_yaml import read_document
 from genal_ray.errors import RunError, UserError
 from genal_ray.evaluation import QUALITY, quality
-from genal_ray.files import append_lines, make_folder, remove, write_bytes, write_json, write_text
+from genal_ray.files import append_lines, make_folder, read_record, remove, write_bytes, write_json, write_text
 from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.stages import Round
 from genal_ray.types import RoundReport
@@ -113,24 +112,27 @@ class RunDirectory:
         of GenAL-Ray wrote it."""
         if not self.config_file.is_file():
             raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
-        text = self.config_file.read_text(encoding="utf-8")
+        text = self.config_text()
         header = _HEADER.match(text)
         if header is not None and int(header["schema"]) != SCHEMA_VERSION:
             raise UserError(
                 f"{self.path} was begun by another version of GenAL-Ray (schema {header['schema']}, this one has "
                 f"{SCHEMA_VERSION}): go on with that version, or begin a new run"
             )
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{self.config_file} is not YAML: restore it from a copy ({error})") from error
-        config = parse_config(values, str(self.config_file))
+        config = parse_config(read_document(text, str(self.config_file)).values, str(self.config_file))
         if header is None or header["fingerprint"] != config.fingerprint():
             raise UserError(
                 f"{self.config_file} was changed after the run began: its rounds no longer belong to it. "
                 "Undo the change, or begin a new run with `genal-ray run`"
             )
         return config
+
+    def config_text(self) -> str:
+        """What config.yaml holds. Raises UserError when it is not text."""
+        try:
+            return self.config_file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.config_file} is not UTF-8 text: restore it from a copy ({error})") from error
 
     def round(self, number: int) -> Round:
         folder = self.path / "rounds" / f"{number:04d}"
@@ -139,7 +141,7 @@ class RunDirectory:
 
     def committed_rounds(self) -> list[int]:
         """Numbers of the committed rounds, which are 0..n-1."""
-        done = sorted(int(p.parent.name) for p in (self.path / "rounds").glob("[0-9]*/COMMITTED"))
+        done = sorted(_number(p.parent) for p in (self.path / "rounds").glob("[0-9]*/COMMITTED"))
         if done != list(range(len(done))):
             raise UserError(f"{self.path}/rounds: committed rounds are {done}, expected 0 to {len(done) - 1}")
         return done
@@ -204,14 +206,27 @@ class RunDirectory:
 
     def outcome(self) -> str | None:
         """What ended the run; None while it is not over."""
-        file = self.path / "outcome.json"
-        return str(json.loads(file.read_text(encoding="utf-8"))["reason"]) if file.exists() else None
+        reason = self.record("outcome.json").get("reason")
+        return None if reason is None else str(reason)
+
+    def record(self, name: str) -> dict[str, Any]:
+        """A small JSON file at the top of the run directory; empty when it is not there. Raises UserError when it was
+        damaged."""
+        try:
+            return read_record(self.path / name)
+        except FileNotFoundError:
+            return {}
 
     def _read(self, number: int) -> dict[str, float]:
-        metrics: dict[str, float] = json.loads(
-            (self.path / "rounds" / f"{number:04d}" / "metrics.json").read_text(encoding="utf-8")
-        )
-        metrics.pop("round")
+        file = self.path / "rounds" / f"{number:04d}" / "metrics.json"
+        try:
+            metrics = read_record(file)
+        except FileNotFoundError as error:
+            raise UserError(f"{file} is missing, though its round is committed: restore it from a copy") from error
+        told = metrics.pop("round", None)
+        numbers = all(value is None or isinstance(value, int | float) for value in metrics.values())
+        if told != number or not numbers:
+            raise UserError(f"{file} was damaged: these are not the figures of round {number}; restore it from a copy")
         return metrics
 
 
@@ -221,6 +236,16 @@ def best_rounds(reports: Sequence[RoundReport], count: int) -> set[int]:
     judged = [(quality(r.metrics), r.round) for r in reports if r.metrics.keys() & QUALITY.keys()]
     judged = [(figure, number) for figure, number in judged if figure is not None]  # null in the file: it was NaN
     return {number for _, number in sorted(judged, reverse=True)[:count]}
+
+
+def _number(folder: Path) -> int:
+    """Of a round, from the name of its folder. Raises UserError for another folder among the rounds."""
+    if not folder.name.isdecimal() or folder.name != f"{int(folder.name):04d}":
+        raise UserError(
+            f"{folder} is not named as the folder of a round, such as 0007: a copy of one? Move it out of the run "
+            "directory"
+        )
+    return int(folder.name)
 
 
 def _row(report: RoundReport) -> dict[str, float | None]:

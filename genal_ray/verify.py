@@ -9,23 +9,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from genal_ray.config import RunConfig
 from genal_ray.errors import UserError
+from genal_ray.files import read_record
 from genal_ray.stages import STAGES, Round
 from genal_ray.store import RunDirectory, best_rounds
 from genal_ray.types import Fate, RoundReport
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
 """Suffixes of files that are unpickled when they are loaded."""
+_ROUND = re.compile(r"\d{4,}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +97,7 @@ class _Audit:
 
     def _read_ledger(self) -> None:
         for number, row in _json_lines(self.store.ledger_file):
-            if row is None or not {"id", "label", "round", "annotator", "text"} <= row.keys():
+            if row is None or not _is_label(row):
                 self._complain(self.store.ledger_file, f"line {number} is not a label")
             elif row["id"] in self.labels:
                 self._complain(self.store.ledger_file, f"line {number}: {row['id']} was asked about twice")
@@ -102,16 +107,21 @@ class _Audit:
     def _reports(self) -> list[RoundReport]:
         """Of the committed rounds up to the first that is missing or cannot be read."""
         folders = self.store.path / "rounds"
-        done = sorted(int(path.parent.name) for path in folders.glob("[0-9]*/COMMITTED"))
+        names = [path.parent.name for path in folders.glob("[0-9]*/COMMITTED")]
+        for name in (name for name in names if not _ROUND.fullmatch(name)):
+            self._complain(folders / name, "is not named as the folder of a round: a copy of one?")
+        done = sorted(int(name) for name in names if _ROUND.fullmatch(name))
         if done != list(range(len(done))):
             self._complain(folders, f"committed rounds are {done}, expected 0 to {len(done) - 1}")
         reports = []
         for number in range(len(done)):
             file = folders / f"{number:04d}" / "metrics.json"
             try:
-                metrics = json.loads(file.read_bytes())
-                reports.append(RoundReport(round=metrics.pop("round"), metrics=metrics))
-            except (OSError, ValueError, KeyError, AttributeError):
+                metrics = read_record(file)
+                if metrics.pop("round", None) != number:
+                    raise UserError(f"{file} is of another round")
+                reports.append(RoundReport(round=number, metrics=metrics))
+            except (OSError, UserError):
                 self._complain(file, "is missing or cannot be read")
                 break
         return reports
@@ -123,7 +133,7 @@ class _Audit:
         for name in ("annotate", "student"):
             if name not in stages and not folder.is_complete(name):
                 self._complain(folder.folder, f"the round is committed without its stage {name}")
-        ids: list[str] = stages.get("annotate", {}).get("ids", [])
+        ids: list[str] = [str(id) for id in stages.get("annotate", {}).get("ids", [])]
         self._check_failed(number, stages, folder)
         self._check_fates(report, stages, folder)
         for id in ids:
@@ -137,9 +147,11 @@ class _Audit:
         if report.metrics.get("al/num_labels") != bought:
             told = report.metrics.get("al/num_labels")
             self._complain(folder.folder / "metrics.json", f"al/num_labels is {told}, the ledger has {bought}")
+        for stage in ("student", "learn"):
+            self._check_inside(folder.folder / f"{stage}.json", stages.get(stage, {}))
         kept = report.round >= len(reports) - self.config.keep_last
         if (kept or report.round in best_rounds(reports, self.config.keep_best)) and "student" in stages:
-            self._check_weights(self.store.path / stages["student"]["path"])
+            self._check_weights(self.store.path / str(stages["student"].get("path")))
         return ids
 
     def _stage(self, folder: Round, name: str) -> dict[str, Any] | None:
@@ -181,10 +193,10 @@ class _Audit:
         self, report: RoundReport, reports: list[RoundReport], stages: dict[str, dict[str, Any]], folder: Round
     ) -> None:
         number, before = report.round, reports[report.round - 1] if report.round else None
-        policy = before.metrics["version/policy"] if before is not None else 0
+        policy = before.metrics.get("version/policy") if before is not None else 0
         if "generate" in stages and self.config.generator is not None and self.config.writes:
             table = folder.folder / "generate.parquet"
-            wrote = set(pq.read_table(table, columns=["policy_version"])["policy_version"].to_pylist())
+            wrote = self._policies(table)
             expected = {int(policy or 0)}
             if not wrote <= expected | ({0} if self.config.observes else set()):
                 self._complain(table, f"was written by policies {sorted(wrote)}, the current one was {expected}")
@@ -197,6 +209,19 @@ class _Audit:
                 self._complain(folder.folder / f"{stage}.json", f"has version {told}, expected {number}")
             if stage in stages and report.metrics.get(metric) != number:
                 self._complain(folder.folder / "metrics.json", f"{metric} is {report.metrics.get(metric)}")
+
+    def _policies(self, table: Path) -> set[int]:
+        """Versions that wrote the completions of a table."""
+        try:
+            return set(pq.read_table(table, columns=["policy_version"])["policy_version"].to_pylist())
+        except (pa.ArrowException, OSError) as error:
+            self._complain(table, f"cannot be read: {error}")
+            return set()
+
+    def _check_inside(self, file: Path, value: dict[str, Any]) -> None:
+        path = Path(os.path.normpath(self.store.path / str(value.get("path", ""))))
+        if value.get("version") and not path.is_relative_to(self.store.path):
+            self._complain(file, f"its path {value['path']} leads out of the run directory")
 
     def _check_weights(self, folder: Path) -> None:
         files = sorted(folder.glob("*.safetensors"))
@@ -221,14 +246,16 @@ class _Audit:
                 self._complain(self.store.ledger_file, what)
 
     def _check_end(self, reports: list[RoundReport]) -> None:
-        file = self.store.path / "budget.json"
-        if not file.is_file():
+        try:
+            total, outcome = self.store.record("budget.json").get("total"), self.store.outcome()
+        except UserError as error:
+            self._complain(self.store.path, str(error))
             return
-        total = json.loads(file.read_bytes())["total"]
+        if not isinstance(total, int):
+            return
         labels = sum(row["label"] is not None for row in self.labels.values())
         if labels > total:
             self._complain(self.store.ledger_file, f"{labels} labels were bought, the budget is {total}")
-        outcome = self.store.outcome()
         if outcome is not None and "is spent" in outcome and labels != total:
             self._complain(self.store.path / "outcome.json", f"says {outcome!r}, the ledger has {labels} of {total}")
 
@@ -236,8 +263,9 @@ class _Audit:
         file = self.store.path / "llm" / "calls.jsonl"
         seen: set[str] = set()
         for number, row in _json_lines(file):
-            key = None if row is None else row.get("request", {}).get("key")
-            if key is None:
+            request = None if row is None else row.get("request")
+            key = request.get("key") if isinstance(request, dict) else None
+            if not isinstance(key, str):
                 self._complain(file, f"line {number} is not a call")
             elif key in seen:
                 self._complain(file, f"line {number}: the call {key[:12]} was paid for twice")
@@ -251,6 +279,11 @@ class _Audit:
             self._complain(self.store.metrics_file, what)
 
 
+def _is_label(row: dict[str, Any]) -> bool:
+    known = {"id": str, "round": int, "annotator": str, "text": str}
+    return "label" in row and all(isinstance(row.get(name), kind) for name, kind in known.items())
+
+
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Line numbers and objects, None for what is none; a last line without its end is being written, or was cut off."""
     if not path.is_file():
@@ -259,6 +292,6 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         yield number, row if isinstance(row, dict) else None

@@ -124,7 +124,7 @@ def test_unusable_classifiers_are_refused(
     corpus: Corpus, altered: Callable[..., str], minilm: Path, tmp_path: Path
 ) -> None:
     assert "no folder /nowhere: train one with `genal-ray train-annotator" in complaint(corpus, "/nowhere")
-    assert "no file" in complaint(corpus, str(tmp_path))
+    assert "no config.json in it" in complaint(corpus, str(tmp_path))
     assert "is not a sequence classifier (config.json says BertModel)" in complaint(corpus, str(minilm))
     text = complaint(corpus, altered(id2label={"0": "LABEL_0", "1": "LABEL_1"}))
     assert "knows the labels LABEL_0, LABEL_1, the data has bad, good" in text

@@ -79,39 +79,8 @@ def test_help_imports_neither_ray_nor_torch() -> None:
     assert done.stdout.strip() == "2 []"
 
 
-def test_unknown_command_suggests(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'run'" in refused(capsys, "rn")
-
-
-def test_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "CONFIG|PRESET" in refused(capsys, "run")
-
-
 def test_unknown_preset_suggests(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'sst2'" in refused(capsys, "run", "sst")
-
-
-def test_misspelt_key_suggests(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "'learning_rate'" in refused(capsys, "plan", str(reviews), "--set", "student.learning_rte=1e-4")
-
-
-@pytest.mark.parametrize(
-    ("setting", "expected"),
-    [
-        ("seed", "key=value"),
-        ("seed=-1", "seed"),
-        ("student.batch_size=many", "student.batch_size"),
-        ("data.train=nowhere.jsonl", "nowhere.jsonl"),
-        ("student.model=/no/such/folder", "/no/such/folder"),
-        ("budget.total=5", "budget.total"),
-        ("cluster.num_cpus=1", "cluster.num_cpus"),
-        ("scorer.num_gpus=64", "GPUs are asked for"),
-    ],
-)
-def test_what_cannot_work_is_refused(
-    reviews: Path, setting: str, expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert expected in refused(capsys, "plan", str(reviews), "--set", setting)
 
 
 def test_plan_shows_configuration_budget_and_resources(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,20 +100,11 @@ def test_plan_as_json(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-def test_run_into_a_directory_with_other_files(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--output-dir" in refused(capsys, "run", str(reviews), "--output-dir", str(reviews.parent))
-
-
 def test_a_cluster_that_is_not_there(reviews: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     directory = tmp_path / "run"
     message = refused(capsys, "run", str(reviews), "--output-dir", str(directory), "--address", "127.0.0.1:1")
     assert "nothing answers at 127.0.0.1:1" in message
     assert not directory.exists()
-
-
-@pytest.mark.parametrize("command", ["resume", "status", "stop"])
-def test_no_run_directory(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "not a run directory" in refused(capsys, command, str(tmp_path))
 
 
 def test_presets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,11 +131,6 @@ def test_doctor_fails_when_a_package_is_missing(
     monkeypatch.setattr("cluster.doctor._NEEDED", ("ray", "no-such-package"))
     assert main(["doctor"]) == 1
     assert "no-such-package is not installed" in capsys.readouterr().out
-
-
-def test_train_annotator_refuses_a_folder_with_files(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, "train-annotator", str(reviews), "--output-dir", str(reviews.parent))
-    assert "not an empty directory" in message
 
 
 def test_a_fault_of_ours_keeps_its_traceback(
@@ -223,8 +178,3 @@ def test_prompts_are_shown_with_the_data_of_the_configuration(
     assert main(["prompts", "demo", *evokd, "--set", f"llm.prompts={tmp_path}"]) == 0
     assert "--- labeling, user\nlabel " in capsys.readouterr().out
     assert "exists already" in refused(capsys, "prompts", "demo", "--copy-to", str(tmp_path))
-
-
-def test_unknown_engine_argument_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--output-dir", str(tmp_path / "run"), "--set", "generator.engine.max_num_batched_tokns=64"]
-    assert "did you mean 'max_num_batched_tokens'?" in refused(capsys, "plan", "demo", *options)

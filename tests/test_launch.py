@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,9 +11,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray import cloudpickle
@@ -314,6 +317,7 @@ def test_a_run_is_seen_and_stopped_from_another_terminal(
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for((directory / "rounds" / "0000" / "COMMITTED").exists, run)
+    assert {name: ports for name, ports in ports_open_to_others(run.pid).items() if len(ports) > 1} == {}
     seen = json.loads(genal_ray("status", "--json").stdout)
     assert seen["state"] == "running"
     assert seen["budget"] == 120
@@ -331,6 +335,23 @@ def test_a_run_is_seen_and_stopped_from_another_terminal(
     assert (after["state"], after["budget"]) == ("stopped", 120)
     nothing = genal_ray("stop")
     assert (nothing.returncode, "nothing to stop" in nothing.stderr) == (2, True)
+
+
+def ports_open_to_others(pid: int) -> dict[str, list[int]]:
+    """Of each process of a run, its ports that are not on loopback. Ray's servers and agents are left out; of a worker,
+    and of the launcher, one port is Ray's: it asks for the cluster's token."""
+    rays = ("gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+    found: dict[str, list[int]] = {}
+    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            if process.name() not in rays:
+                found[f"{process.pid} {process.name()}"] = [
+                    connection.laddr.port
+                    for connection in process.net_connections(kind="inet")
+                    if connection.status == psutil.CONN_LISTEN and not ip_address(connection.laddr.ip).is_loopback
+                ]
+    assert any(found.values()), "the run has ports"
+    return found
 
 
 @pytest.fixture

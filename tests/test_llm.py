@@ -351,7 +351,7 @@ def test_texts_are_never_templates(tmp_path: Path) -> None:
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     for wrong in ("{% block", *(f"{{% block user %}}{body}{{% endblock %}}" for body in ("{{ nothing }}", escape))):
         own.write_text(wrong)
-        with pytest.raises(UserError, match="template classification/labeling"):
+        with pytest.raises(UserError, match=r"classification/labeling\.jinja"):
             Prompts(str(tmp_path)).render("classification/labeling", **values)
     with pytest.raises(UserError, match="no folder"):
         Prompts(str(tmp_path / "none"))

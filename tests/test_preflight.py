@@ -101,48 +101,6 @@ def test_missing_model_folders_are_answered_with_near_ones(complaint: Callable[.
     assert "student.model /nowhere/bert: no such folder" in complaint("student.model=/nowhere/bert")
 
 
-def test_folders_that_are_no_models(complaint: Callable[..., str], tiny_lm: Path, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "no config.json in it" in complaint(f"generator.model={tmp_path}/empty")
-    folder = copied(tiny_lm, tmp_path / "lm")
-    (folder / "model.safetensors").unlink()
-    assert "no weights in it: expected model.safetensors" in complaint(f"generator.model={folder}")
-    (folder / "config.json").write_text("{")
-    assert "config.json is not JSON" in complaint(f"generator.model={folder}")
-
-
-def test_generator_without_tokenizer(complaint: Callable[..., str], tiny_lm: Path, tmp_path: Path) -> None:
-    folder = copied(tiny_lm, tmp_path / "lm")
-    for file in folder.glob("tokenizer*"):
-        file.unlink()
-    assert "no tokenizer in it: expected tokenizer.json" in complaint(f"generator.model={folder}")
-
-
-def test_models_of_the_wrong_kind(complaint: Callable[..., str], tiny_lm: Path) -> None:
-    text = complaint("generator.model=minilm")
-    assert "generator.model minilm is not a causal language model (its config.json says BertModel)" in text
-    text = complaint(f"student.model={tiny_lm}")
-    assert "is no encoder or sequence classifier (its config.json says Qwen2ForCausalLM)" in text
-    assert "'minilm', which ships" in text
-
-
-def test_unreachable_hub_models_say_what_to_do(complaint: Callable[..., str]) -> None:
-    text = complaint("student.model=nobody/nothing-of-this-name")
-    assert "is neither a local folder nor a model that can be had from the hub" in text
-    assert "Set student.model to a local folder" in text
-
-
-def test_models_with_own_code_are_refused_unless_asked_for(
-    complaint: Callable[..., str], tiny_lm: Path, minilm: Path, tmp_path: Path
-) -> None:
-    own = {"model_type": "homemade", "auto_map": {"AutoConfig": "code.Config"}}
-    text = complaint(f"generator.model={copied(tiny_lm, tmp_path / 'lm', **own)}")
-    assert "needs Python code that comes with it" in text
-    assert "set generator.trust_remote_code=true" in text
-    text = complaint(f"student.model={copied(minilm, tmp_path / 'bert', **own)}")
-    assert "set student.trust_remote_code=true" in text
-
-
 def test_longest_prompt_has_to_fit(complaint: Callable[..., str]) -> None:
     text = complaint("generator.max_model_len=128", "generator.max_tokens=48")
     assert "the longest prompt has" in text
@@ -194,13 +152,3 @@ def test_output_directory_of_another_run_is_refused(
     assert "was begun with another configuration" in complaint("seed=1", output_dir=folder, resume=True)
     preflight.check(demo(), output_dir=folder, resume=True)
     assert "is not a run directory: it has no config.yaml" in complaint(output_dir=tmp_path / "x", resume=True)
-
-
-def test_output_directory_has_to_be_empty_and_writable(
-    complaint: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    assert "is not an empty directory" in complaint(output_dir=tmp_path)
-    assert "notes.txt is a file" in complaint(output_dir=tmp_path / "notes.txt" / "run")
-    monkeypatch.setattr("os.access", lambda *_: False)
-    assert f"{tmp_path} cannot be written to: give another --output-dir" in complaint(output_dir=tmp_path / "new")

@@ -298,11 +298,6 @@ def test_command_writes_where_it_is_told(
     assert not (begun.path / "report.html").exists()
 
 
-def test_command_refuses_other_directories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(tmp_path)]) == 2
-    assert "neither a run nor a comparison" in capsys.readouterr().err
-
-
 def test_unwritable_output_is_refused(begun: RunDirectory, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give another --output"):
         write_report(begun.path, tmp_path / "no" / "such" / "folder" / "page.html")

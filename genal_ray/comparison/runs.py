@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +41,8 @@ def read_runs(directory: Path, methods: Sequence[str], seeds: Sequence[int]) -> 
 def read_run(directory: Path, method: str, seed: int) -> ComparedRun:
     """One run of a comparison directory; without points when it has not begun."""
     run = RunDirectory(run_path(directory, method, seed))
-    try:
-        budget = json.loads((run.path / "budget.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    budget = run.record("budget.json")
+    if not budget:
         return ComparedRun(method=method, seed=seed, points=(), total=0, done=False)
     return ComparedRun(
         method=method,

@@ -6,8 +6,10 @@ Retries with backoff and jitter, `Retry-After` and idempotency keys are the `ope
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -16,6 +18,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from genal_ray.config_llm import LLMConfig
 from genal_ray.errors import UserError
 from genal_ray.llm import LLMError, Reply, Request
+from genal_ray.redaction import HIDDEN, redacted
 from genal_ray.validation import suggestion
 
 CHECK_TIMEOUT_S = 10.0
@@ -26,7 +29,7 @@ class Endpoint:
     """Satisfies `genal_ray.llm.Backend`. Of one event loop: the first that asks it."""
 
     def __init__(self, config: LLMConfig) -> None:
-        """Raises UserError when the environment has no key."""
+        """Raises UserError when the environment has no key, or no such address."""
         self._config = config
         self._key = os.environ.get(config.api_key_env, "")
         if not self._key:
@@ -34,6 +37,13 @@ class Endpoint:
                 f"llm.api_key_env: the environment variable {config.api_key_env} is not set: export the endpoint's key "
                 "there (any word will do for an endpoint that asks for none)"
             )
+        if not re.fullmatch(r"[!-~]+", self._key):
+            raise UserError(
+                f"llm.api_key_env: what {config.api_key_env} holds is no key: it has a space, a line break or a letter "
+                "outside ASCII; export the key alone"
+            )
+        if config.base_url is None:
+            _check_variable(os.environ.get("OPENAI_BASE_URL", ""))
         per_minute = config.requests_per_minute
         self._limiter = None if per_minute is None else AsyncLimiter(per_minute, 60)
         self._client = AsyncOpenAI(
@@ -103,7 +113,7 @@ class Endpoint:
 
     @property
     def _place(self) -> str:
-        return str(self._client.base_url)
+        return redacted(str(self._client.base_url))
 
     async def _wait_for_turn(self, request: Any) -> None:
         """Called before every attempt."""
@@ -119,7 +129,7 @@ class Endpoint:
         return {"type": "json_schema", "json_schema": schema}
 
     def _fail(self, error: openai.OpenAIError) -> NoReturn:
-        told = str(error).replace(self._key, "***")[:500]
+        told = redacted(str(error).replace(self._key, HIDDEN))[:500]
         tries = self._config.max_retries + 1
         if isinstance(error, openai.APITimeoutError):
             told = f"no answer within llm.timeout_s ({self._config.timeout_s:g} s), {tries} times"
@@ -128,6 +138,16 @@ class Endpoint:
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
         raise LLMError(f"{self._place}, model {self._config.model_name}: {told}") from None
+
+
+def _check_variable(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = not url or (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0)
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"OPENAI_BASE_URL: expected http://HOST/v1 or https://HOST/v1, got {redacted(url)!r}")
 
 
 async def check_endpoint(config: LLMConfig) -> None:

@@ -7,15 +7,30 @@ Texts are values, never templates: braces in them stay as they are, and template
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from traceback import extract_tb
+from typing import Any
 
-from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import (
+    ChoiceLoader,
+    FileSystemLoader,
+    PackageLoader,
+    StrictUndefined,
+    Template,
+    TemplateError,
+    TemplateNotFound,
+    TemplateSyntaxError,
+)
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from genal_ray.errors import UserError
 from genal_ray.llm import Message, Role
 
 TURNS: tuple[Role, ...] = ("system", "user")
+Block = Callable[[Context], Iterator[str]]
+REMEDY = "`genal-ray prompts CONFIG --copy-to DIR` writes the templates that ship"
 
 
 class Prompts:
@@ -24,7 +39,7 @@ class Prompts:
     def __init__(self, folder: str | None = None) -> None:
         """Raises UserError when there is no such folder."""
         if folder is not None and not Path(folder).is_dir():
-            raise UserError(f"llm.prompts: no folder {folder}")
+            raise UserError(f"llm.prompts: no folder {folder}: {REMEDY}")
         own = [] if folder is None else [FileSystemLoader(folder)]
         self._environment = ImmutableSandboxedEnvironment(
             loader=ChoiceLoader([*own, PackageLoader("genal_ray", "prompts")]),
@@ -40,10 +55,37 @@ class Prompts:
 
         Raises UserError for a template that cannot be read or asks for a value that there is not.
         """
+        file = f"{name}.jinja"
         try:
-            template = self._environment.get_template(f"{name}.jinja")
+            template = self._environment.get_template(file)
             turns = [(role, template.blocks[role]) for role in TURNS if role in template.blocks]
+            messages = self._fill_in(template, turns, values)
+        except Exception as error:  # a template may do whatever its sandbox allows
+            raise UserError(f"llm.prompts: {_place(error, file)}: {_told(error)}; {REMEDY}") from error
+        if not messages:
+            where = template.filename or file
+            raise UserError(f"llm.prompts: {where}: neither a block system nor a block user; {REMEDY}")
+        return messages
+
+    def _fill_in(
+        self, template: Template, turns: Sequence[tuple[Role, Block]], values: dict[str, Any]
+    ) -> tuple[Message, ...]:
+        try:
             context = template.new_context(values)
             return tuple(Message(role=role, content="".join(block(context)).strip()) for role, block in turns)
-        except TemplateError as error:
-            raise UserError(f"llm.prompts: template {name}: {error}") from error
+        except Exception:
+            self._environment.handle_exception()  # raised again, with the template's lines in its traceback
+
+
+def _place(error: Exception, file: str) -> str:
+    """The template's file and line, as far as they are known."""
+    if isinstance(error, TemplateSyntaxError):
+        return f"{error.filename or file}, line {error.lineno}"
+    frames = [frame for frame in extract_tb(error.__traceback__) if frame.filename.endswith(".jinja")]
+    return f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else file
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, TemplateNotFound):
+        return f"there is no template {error}"
+    return str(error) if isinstance(error, TemplateError) else f"{type(error).__name__}: {error}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,9 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from genal_ray.errors import UserError
+from genal_ray.files import read_record
 from genal_ray.report.html import number
 from genal_ray.report.outline import Outline, read_outline
 from genal_ray.store import RunDirectory
+
+REMEDY = "`genal-ray compare` writes it anew: the words of its command line are in comparison.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ def read_comparison(directory: Path, *, link_from: Path) -> ComparisonPage:
     figure = directory / "figure.svg"
     table = _read_rows(directory / "summary.csv")
     columns, rows = _merged(table)
-    asked = json.loads((directory / "comparison.json").read_text(encoding="utf-8"))
+    asked = read_record(directory / "comparison.json")
     return ComparisonPage(
         name=asked.get("title", directory.name),
         facts=tuple(_facts(asked)),
@@ -108,8 +111,14 @@ def _data_url(svg: Path) -> str:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, strict=True))
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a summary: {error}; {REMEDY}") from error
+    if any("method" not in row or None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} is not a summary: it has no column 'method', or rows of other lengths; {REMEDY}")
+    return rows
 
 
 def _merged(table: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from genal_ray.config import RewardConfig
+from genal_ray.errors import UserError
 from genal_ray.report.labels import Label
 from genal_ray.rewards import shape_rewards
 from genal_ray.types import Fate
@@ -71,10 +73,9 @@ class GeneratedRound:
 def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Label]) -> GeneratedRound:
     """The completions of a round's folder, in which the stage `generate` is complete.
 
-    `labels` are all that the run bought, by instance id.
+    `labels` are all that the run bought, by instance id. Raises UserError for a table that cannot be read.
     """
-    columns = ["text", "fate", "instance", "penalized"]
-    completions = pq.read_table(folder / "generate.parquet", columns=columns).to_pylist()
+    completions = _read(folder / "generate.parquet", ["text", "fate", "instance", "penalized"]).to_pylist()
     without_score = failures(folder, "score").keys() | failures(folder, "reward").keys()
     for row in completions:
         if row["instance"] is not None and row["instance"]["id"] in without_score:
@@ -123,7 +124,7 @@ class _Scores:
     def read(cls, folder: Path) -> _Scores:
         if not (folder / "score.json").is_file():
             return cls(values={}, neighbours={})
-        table = pq.read_table(folder / "score.parquet").to_pydict()
+        table = _read(folder / "score.parquet").to_pydict()
         near: Any = ()
         if "neighbour_id" in table:
             near = zip(table["id"], table["neighbour_id"], table["neighbour_distance"], strict=True)
@@ -151,8 +152,15 @@ def _rewards(folder: Path, scores: _Scores) -> Mapping[str, float] | None:
         return None
     if not (folder / "reward.json").is_file():
         return scores.values
-    table = pq.read_table(folder / "reward.parquet", columns=["id", "score"]).to_pydict()
+    table = _read(folder / "reward.parquet", ["id", "score"]).to_pydict()
     return dict(zip(table["id"], table["score"], strict=True))
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is missing or was damaged: restore it from a copy ({error})") from error
 
 
 def _of(ids: Sequence[str | None], values: Mapping[str, float]) -> np.ndarray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from genal_ray.entities import OUTSIDE
+from genal_ray.errors import UserError
 from genal_ray.labels import EntityLabels
 
 
@@ -42,12 +43,22 @@ class ClassCount:
 
 
 def read_labels(ledger: Path) -> list[Label]:
-    """The labels of a ledger in the order they were bought; a last line that is being written is left out."""
+    """The labels of a ledger in the order they were bought; a last line that is being written is left out.
+
+    Raises UserError, with file and line, for a line that is no label.
+    """
     if not ledger.is_file():
         return []
     data = ledger.read_bytes()
-    rows = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].decode("utf-8").split("\n")[:-1]]
-    return [_label(row) for row in rows]
+    lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1]
+    return [_read(line, f"{ledger}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _read(line: bytes, where: str) -> Label:
+    try:
+        return _label(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: not a label ({error!r}); restore the file from a copy") from error
 
 
 def _label(row: dict[str, Any]) -> Label:

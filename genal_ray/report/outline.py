@@ -6,16 +6,15 @@ names plug-ins which are not installed here, is still wanted.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from genal_ray.config import RewardConfig
+from genal_ray.config_yaml import read_document
 from genal_ray.errors import UserError
 from genal_ray.evaluation import QUALITY
 from genal_ray.store import RunDirectory
@@ -87,10 +86,10 @@ def read_outline(store: RunDirectory) -> Outline:
     """The outline of a run directory. Raises UserError when its config.yaml is not that of a run."""
     config = _config(store)
     rounds = tuple(RoundRow(round=report.round, metrics=report.metrics) for report in store.reports())
-    budget = _record(store, "budget.json")
+    budget = store.record("budget.json")
     num_labels = int(rounds[-1]["al/num_labels"] or 0) if rounds else 0
-    state, reason = _standing(store, num_labels, budget)
     try:
+        state, reason = _standing(store, num_labels, budget)
         return Outline(
             name=str(config["name"]),
             generates=config["generator"] is not None,
@@ -108,10 +107,7 @@ def read_outline(store: RunDirectory) -> Outline:
 
 
 def _config(store: RunDirectory) -> dict[str, Any]:
-    try:
-        return dict(yaml.safe_load(store.config_file.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise UserError(f"{store.config_file} is not the configuration of a run: {error}") from error
+    return read_document(store.config_text(), str(store.config_file)).values
 
 
 def _standing(store: RunDirectory, num_labels: int, budget: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -126,7 +122,7 @@ def _standing(store: RunDirectory, num_labels: int, budget: Mapping[str, Any]) -
 
 def _last_failure(log: Path) -> str | None:
     """The last line of a traceback."""
-    lines = log.read_text(encoding="utf-8").strip().splitlines() if log.is_file() else []
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return f"last failure: {lines[-1]}" if lines else None
 
 
@@ -148,7 +144,7 @@ def _facts(store: RunDirectory, config: Mapping[str, Any], budget: Mapping[str, 
             ("Learner", "none: the generator stays as it was" if learner == "none" else learner),
         ]
     facts.append(("Student", config["student"]["model"]))
-    for origin, found in _record(store, "annotators.json").items():
+    for origin, found in store.record("annotators.json").items():
         facts.append((f"Annotator of {origin} instances", _annotator(found)))
     first_line = store.config_file.read_text(encoding="utf-8").partition("\n")[0]
     facts += [("Seed", str(config["seed"])), ("Configuration", first_line.lstrip("# "))]
@@ -164,12 +160,3 @@ def _budget(budget: Mapping[str, Any]) -> str:
 def _annotator(found: Mapping[str, Any]) -> str:
     known = "not known" if found["accuracy"] is None else f"{100 * found['accuracy']:.1f} %"
     return f"{found['name']}, agreement with the true labels: {known}"
-
-
-def _record(store: RunDirectory, name: str) -> dict[str, Any]:
-    """A small JSON file of the run directory; empty when it is not there."""
-    try:
-        record: dict[str, Any] = json.loads((store.path / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    return record

@@ -5,6 +5,7 @@ One file per kind, found by its module name.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -88,17 +89,22 @@ def numbered_prompt(task: Task, examples: Sequence[str], label: str | None = Non
     Line breaks inside an example become spaces, since a line break ends an example. A `label` that all of them have
     is told in the instruction, or below one of the user's own.
     """
-    lines = [line.replace("{domain}", task.domain) for line in _instruction(task, label)]
+    lines = _instruction(task, label)
     lines += [f"Example {i}: {one_line(example)}" for i, example in enumerate(examples, 1)]
     return "\n".join([*lines, "New Example:"])
 
 
 def _instruction(task: Task, label: str | None) -> list[str]:
     if label is None:
-        return [task.instruction or INSTRUCTION]
+        return [_filled(task.instruction or INSTRUCTION, domain=task.domain)]
     if task.instruction is None:
-        return [LABEL_INSTRUCTION.replace("{label}", one_line(label))]
-    return [task.instruction, LABEL_LINE.replace("{label}", one_line(label))]
+        return [_filled(LABEL_INSTRUCTION, domain=task.domain, label=one_line(label))]
+    return [_filled(task.instruction, domain=task.domain), _filled(LABEL_LINE, label=one_line(label))]
+
+
+def _filled(line: str, **given: str) -> str:
+    """The line with what is given in place of its braces; braces in that, or in a text, stay as they are."""
+    return re.sub(r"\{(\w+)\}", lambda found: given.get(found[1], found[0]), line)
 
 
 def one_line(text: str) -> str:
