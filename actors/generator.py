@@ -51,7 +51,7 @@ class GeneratorService:
         (default: the pretrained model). A replica or engine that is silent for `heartbeat_s` is replaced."""
         self._config = config
         self._app_name = app_name
-        self._policy = PolicyRef(version=0, path=model_location(config)) if policy is None else _ref(policy)
+        self._policy = PolicyRef(version=0, path=model_location(config)) if policy is None else self._ref(policy)
         self._heartbeat_s = heartbeat_s
         self._incidents = incidents or Incidents()
         self._known: set[str] = set()
@@ -146,7 +146,7 @@ class GeneratorService:
         then no replica writes completions of another policy than this one.
         """
         begun = time.perf_counter()
-        new = _ref(policy)
+        new = self._ref(policy)
         await self._registry.publish.remote(new)
         self._policy = new
         if send is not None:
@@ -174,6 +174,9 @@ class GeneratorService:
         if self._registry is not None:
             ray.kill(self._registry)
             self._registry = None
+
+    def _ref(self, policy: PolicyUpdate) -> PolicyRef:
+        return PolicyRef(version=policy.version, path=policy.path or model_location(self._config))
 
     # -- deployment ------------------------------------------------------------------------------------------------
 
@@ -283,10 +286,6 @@ class GeneratorService:
             for report in reports
             if report.version != policy.version or report.error
         }
-
-
-def _ref(policy: PolicyUpdate) -> PolicyRef:
-    return PolicyRef(version=policy.version, path=policy.path)
 
 
 def _own_error(error: RayTaskError) -> Exception:

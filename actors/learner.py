@@ -120,6 +120,8 @@ class LearnerGroup:
         Returns `policy`, or the pretrained one as version 0. Raises UserError when there is no such state, RunError as
         `update` does; the group is then stopped.
         """
+        if policy is not None and not policy.path:
+            policy = None
         state = None if policy is None else Path(policy.path).parent
         await self._persist("restore", None if state is None else state / "learner")
         self._state = state
@@ -132,7 +134,8 @@ class LearnerGroup:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
         if resolve_backend(self._generator) == "file":
             return await self._hand_over(policy)
-        ref = PolicyRef(version=policy.version, path=policy.path)
+        path = policy.path or await asyncio.to_thread(pretrained_folder, self._generator)
+        ref = PolicyRef(version=policy.version, path=path)
         return await self._hand_over(policy, lambda: self._persist("send_weights", ref, self._app_name))
 
     async def stop(self) -> None:

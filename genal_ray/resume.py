@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
-from genal_ray.errors import UserError
+from genal_ray.errors import StorageError, UserError
 from genal_ray.files import locked
 from genal_ray.ledger import Ledger
 from genal_ray.llm.journal import Journal
@@ -62,6 +62,8 @@ def check_state(config: RunConfig, store: RunDirectory, corpus: Corpus) -> None:
                 check_weights(folder, str(folder))
     except OSError as error:
         raise UserError(f"{error.filename or store.path} cannot be used ({error.strerror or error})") from error
+    except StorageError as error:
+        raise UserError(str(error)) from error
 
 
 def _needed_weights(store: RunDirectory) -> list[Path]:

@@ -214,7 +214,8 @@ class AskedCodec:
 
 
 class RecordCodec(Generic[T]):
-    """A StudentFit or PolicyUpdate; its weights are already on disk, named relative to the run directory if in it."""
+    """A StudentFit or PolicyUpdate; its weights are already on disk, named relative to the run directory. Weights that
+    lie elsewhere can only be the pretrained policy's, whose path is empty."""
 
     def __init__(self, cls: type[T], folder: Path) -> None:
         self._cls = cls
@@ -224,14 +225,14 @@ class RecordCodec(Generic[T]):
         record = dataclasses.asdict(value)  # type: ignore[call-overload]
         path = Path(record["path"])
         inside = path.is_relative_to(self._folder)
-        return {**record, "path": path.relative_to(self._folder).as_posix() if inside else str(path)}
+        return {**record, "path": path.relative_to(self._folder).as_posix() if inside else ""}
 
     def load(self, saved: dict[str, Any], table: Path) -> T:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
         path = Path(os.path.normpath(self._folder / saved["path"]))
-        if saved["version"] and not path.is_relative_to(self._folder):  # version 0 may be the pretrained model
+        if not path.is_relative_to(self._folder):
             raise UserError(f"{table.with_suffix('.json')}: its path {saved['path']} leads out of the run directory")
-        return self._cls(**{**fields, "path": str(path)})
+        return self._cls(**{**fields, "path": str(path) if saved["path"] else ""})
 
 
 def student_codec(folder: Path) -> RecordCodec[StudentFit]:

@@ -202,7 +202,8 @@ class PolicyUpdate:
 
     version: int
     path: str
-    """Folder with the policy as a plain Hugging Face model; what a restarted generator replica loads."""
+    """Folder with the policy as a plain Hugging Face model, which a restarted generator replica loads; empty for the
+    pretrained policy that a round went back to, when it is read from the run directory."""
     metrics: Mapping[str, float]
     """`rl/*` figures."""
 

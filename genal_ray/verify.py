@@ -220,7 +220,7 @@ class _Audit:
 
     def _check_inside(self, file: Path, value: dict[str, Any]) -> None:
         path = Path(os.path.normpath(self.store.path / str(value.get("path", ""))))
-        if value.get("version") and not path.is_relative_to(self.store.path):
+        if not path.is_relative_to(self.store.path):
             self._complain(file, f"its path {value['path']} leads out of the run directory")
 
     def _check_weights(self, folder: Path) -> None:

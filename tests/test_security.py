@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import re
@@ -304,7 +305,7 @@ def test_a_stage_does_not_write_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "others" / "kept").touch()
     (tmp_path / "0001").mkdir()
     (tmp_path / "0001" / "student").symlink_to(tmp_path / "others")
-    fresh = Round(tmp_path / "0001").fresh("student")
+    fresh = asyncio.run(Round(tmp_path / "0001").fresh("student"))
     fresh.mkdir()
     assert (tmp_path / "others" / "kept").exists()
     assert not list(fresh.iterdir())
