@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
+HEALTH_POLL_S = 0.2
+"""How soon an engine that died is seen to be dead while it is asked for a sign of life."""
+
 SyncStep = Literal["init", "start", "update", "finish", "release"]
 
 
@@ -144,11 +147,19 @@ class GeneratorReplica:
 
     async def check_health(self) -> None:
         """Called by Serve, which replaces a replica whose checks raise or do not return in time."""
-        if self._broken:
-            raise BrokenReplicaError(self._broken)
-        await self._engine.check_health()
-        if not self._changing.locked():  # a hand-over has a time-out of its own
-            await self._engine.is_sleeping()  # asked of the engine's process: one that hangs does not answer
+        # Asked of the engine's process, which does not answer when it hangs; a hand-over has a time-out of its own.
+        asked = None if self._changing.locked() else asyncio.ensure_future(self._engine.is_sleeping())
+        try:
+            while True:
+                if self._broken:
+                    raise BrokenReplicaError(self._broken)
+                await self._engine.check_health()
+                if asked is None or asked.done():
+                    return
+                await asyncio.wait([asked], timeout=HEALTH_POLL_S)
+        finally:
+            if asked is not None:
+                asked.cancel()
 
     def __del__(self) -> None:
         if "_engine" in self.__dict__:

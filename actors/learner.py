@@ -91,7 +91,7 @@ class LearnerGroup:
         }
         actor = ray.remote(**options)(LearnerWorker)
         self._workers = [actor.remote(self._config, rank=rank, world_size=size) for rank in range(size)]
-        self._places = await self._call("place")
+        self._places = await self._call("place", heartbeat_s=self._learner.timeout_s)  # not before they have started
         (host, port), *_ = await self._call("listen", ranks=[0])
         await self._call("start", host, port, None if self._state is None else self._state / "learner")
 
@@ -170,7 +170,9 @@ class LearnerGroup:
                 self._running = False
                 raise
 
-    async def _call(self, method: str, *args: Any, ranks: Sequence[int] | None = None) -> list[Any]:
+    async def _call(
+        self, method: str, *args: Any, ranks: Sequence[int] | None = None, heartbeat_s: float | None = None
+    ) -> list[Any]:
         """The method's results by rank. One failure ends the group: the others would wait for it for ever."""
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
         calls = asyncio.gather(*(getattr(worker, method).remote(*args) for worker in chosen))
@@ -180,7 +182,7 @@ class LearnerGroup:
                 calls,
                 lambda: asyncio.gather(*(w.place.options(concurrency_group=CONTROL).remote() for w in chosen)),
                 timeout_s=self._learner.timeout_s,
-                heartbeat_s=self._config.cluster.heartbeat_s,
+                heartbeat_s=heartbeat_s or self._config.cluster.heartbeat_s,
             )
         except TimeoutError as error:
             failure: GenalRayError = self._overdue(method, error)

@@ -268,6 +268,7 @@ class ScorerPool:
         return work.done
 
     async def _work(self, seat: int, work: _Work, call: Call) -> None:
+        await self._ready(self._actors[seat])  # it may have been replaced at the end of another stage
         while True:
             part = await work.queue.get()
             actor = self._actors[seat]

@@ -34,6 +34,9 @@ _POLL_S = 0.5
 RESTART_BACKOFF_S = 2.0
 """Before a driver is started again; twice as long before each further time."""
 
+START_TIMEOUT_S = 300.0
+"""For the driver's process to start and its libraries to load."""
+
 
 class DriverLost(RunError):
     """The driver, or the cluster under it, is gone; another one can go on."""
@@ -229,24 +232,26 @@ def _watch(
     from ray.exceptions import RayActorError, RayTaskError
 
     work, pid = driver.run.remote(), driver.pid.remote()
-    heard = 0
+    heard, started, ended = 0, False, False
     try:
         asked, since = driver.status.remote(), time.monotonic()
         while True:
-            done, _ = ray.wait([work], timeout=_POLL_S)
+            done, _ = ray.wait([asked if ended else work], timeout=_POLL_S)
+            if not started and ray.wait([pid], timeout=0)[0]:
+                started, since = True, time.monotonic()
             if arrived.pressure > heard:
                 heard = _pass_on(driver, arrived.pressure, store, view)
-            answered, _ = ray.wait([asked], timeout=0)
-            if answered:
-                view.update(ray.get(asked))
-                asked, since = driver.status.remote(), time.monotonic()
-            elif time.monotonic() - since > heartbeat_s:
-                raise _hung(driver, pid, store, heartbeat_s)
-            if done:
-                ray.get(work)
-                status: RunStatus = ray.get(driver.status.remote())
+            if ray.wait([asked], timeout=0)[0]:
+                status: RunStatus = ray.get(asked)
                 view.update(status)
-                return status
+                if ended:
+                    return status
+                asked, since = driver.status.remote(), time.monotonic()
+            elif time.monotonic() - since > (heartbeat_s if started else START_TIMEOUT_S):
+                raise _hung(driver, pid, store, heartbeat_s)
+            if done and not ended:
+                ray.get(work)
+                ended, asked, since = True, driver.status.remote(), time.monotonic()  # one more look at the end
     except RayTaskError as error:
         raise _failure(error, store) from error
     except RayActorError as error:

@@ -111,7 +111,7 @@ def test_the_last_status_is_returned_and_shown(tmp_path: Path) -> None:
     ("ending", "error", "message"),
     [
         ("user", UserError, "^no such column$"),
-        ("failed", RunError, "the engine gave up(.|\n)*error.log(.|\n)*genal-ray resume"),
+        ("failed", RunError, "the engine gave up(.|\n)*genal-ray resume"),
         ("fault", RunError, "KeyError: 'lost'"),
         ("die", launch.DriverLost, "the driver process died"),
     ],
