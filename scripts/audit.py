@@ -49,7 +49,7 @@ def _judge(packages: list[dict[str, Any]]) -> int:
     if len(known) < ENOUGH * len(packages):
         return _say(
             f"not audited: the advisory service knows {len(known)} of {len(packages)} packages, so it is not what "
-            "answered: is https://pypi.org/pypi reachable from here, or is there a mirror without advisories between?",
+            "answered: can this machine reach it, or is there a mirror without advisories between?",
             NOT_ASKED,
         )
     if unknown:
