@@ -20,7 +20,8 @@ from cluster.console import ComparisonView
 from cluster.interrupts import interrupts
 from cluster.launch import check, clean_up, cluster_address, driver_name, record_budget, start_driver
 from cluster.machine import Machine, this_machine
-from cluster.resources import check_local, private_cpus, requirements, totals
+from cluster.resources import check_local, private_cpus, requirements
+from cluster.room import Room
 from genal_ray.budget import Budget, resolve_budget
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.comparison.readme import Description, installed_versions
@@ -91,6 +92,11 @@ class _Work:
     losses: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Drivers of a run that died."""
 
+    @property
+    def configs(self) -> list[RunConfig]:
+        """Of the active runs."""
+        return [active.job.config for active in self.active]
+
 
 def plan(
     source: str,
@@ -160,7 +166,7 @@ def run(
             if address is not None:
                 for job in work.waiting:
                     check_not_running(driver_name(job.config))
-            stopped = _run_all(comparison, work, session.address, _Room(machine, parallel, address), view)
+            stopped = _run_all(comparison, work, session.address, Room(machine, parallel, address), view)
     summary = write_outputs(directory, comparison.description, work.failures)
     left = [job.title for job in jobs if not job.done and (job.method, job.seed) not in work.failures]
     again = shlex.join(comparison.description.command)
@@ -252,43 +258,7 @@ def _session(
     return session.private_cluster(jobs[0].config, sum(wanted[:most]))
 
 
-class _Room:
-    """Whether another run fits beside those that are going on."""
-
-    def __init__(self, machine: Machine, parallel: int | None, address: str | None) -> None:
-        self._parallel = parallel
-        self._cores, self._gpus, self._memory = float(machine.cores), float(len(machine.gpus)), machine.memory
-        self._joined = address is not None
-
-    def has(self, job: Job, active: Sequence[_Active]) -> bool:
-        if not active:
-            return True
-        if self._parallel is not None:
-            return len(active) < self._parallel
-        configs = [job.config, *(a.job.config for a in active)]
-        if self._joined:
-            import ray
-
-            free = ray.available_resources()
-            need = totals(requirements(job.config))
-            return bool(free.get("CPU", 0) >= need.num_cpus and free.get("GPU", 0) >= need.num_gpus)
-        needs = [totals(requirements(config)) for config in configs]
-        return (
-            sum(_busy_cores(config) for config in configs) <= self._cores
-            and sum(need.num_gpus for need in needs) <= self._gpus
-            and sum(need.host for need in needs) <= self._memory
-        )
-
-
-def _busy_cores(config: RunConfig) -> float:
-    """Threads that a run keeps busy at once: its stages follow each other, but for student and learner."""
-    student = config.student.num_workers * config.student.threads
-    learner = config.learner.num_workers * config.learner.threads if config.learns else 0
-    generator = config.generator.num_replicas * config.generator.threads if config.generator else 0
-    return max(config.scorer.num_actors * config.scorer.threads, student + learner, generator)
-
-
-def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, view: ComparisonView) -> bool:
+def _run_all(comparison: Comparison, work: _Work, address: str, room: Room, view: ComparisonView) -> bool:
     """Runs the queue; returns whether it was asked to stop before the end."""
     import ray
 
@@ -297,7 +267,7 @@ def _run_all(comparison: Comparison, work: _Work, address: str, room: _Room, vie
     grace_s = min(job.config.cluster.grace_s for job in comparison.jobs)
     with interrupts(grace_s) as arrived:
         while work.active or (work.waiting and not heard):
-            while work.waiting and not heard and room.has(work.waiting[0], work.active):
+            while work.waiting and not heard and room.has(work.waiting[0].config, work.configs):
                 job = work.waiting.pop(0)
                 work.num_labels -= _num_labels(job)
                 work.active.append(_start(comparison, job, address))
@@ -378,7 +348,7 @@ def _start_again(active: _Active, error: Exception, work: _Work, view: Compariso
         view.say(f"{job.title} failed: {work.failures[key]}")
         return
     work.losses[key] += 1
-    keep_incident(job.store.path, "driver", error)
+    keep_incident(job.store.path, "driver", str(error).partition("\n")[0])
     work.waiting.insert(0, job)
     view.say(f"{job.title}: its driver died; starting again, {work.losses[key]} of {allowed} times")
 

@@ -117,9 +117,10 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
                     f"What was done is kept; go on with: genal-ray resume {store.place}"
                 ) from error
             restarts += 1
-            keep_incident(store.path, "driver", error)
+            what = str(error).partition("\n")[0]  # the rest is the end of a log
+            keep_incident(store.path, "driver", what)
             of = f"{restarts} of {config.cluster.max_restarts} times"
-            view.say(f"{error}\nWhat was done is kept: starting again, {of}")
+            view.say(f"{what}\nWhat was done is kept: starting again, {of}")
             time.sleep(RESTART_BACKOFF_S * 2 ** (restarts - 1))
 
 

@@ -15,11 +15,13 @@ from typing import Any
 
 import psutil
 import pytest
+from ray.exceptions import ActorDiedError
 
 from cluster import compare
 from cluster.compare import Job, plan
 from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
+from cluster.room import Room
 from genal_ray.comparison.curves import read_curves
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
@@ -96,17 +98,17 @@ def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> 
 
 
 def test_runs_go_side_by_side_while_cores_and_memory_last() -> None:
-    pool, writing = job(generator="null"), job()
+    pool, writing = job(generator="null").config, job().config
     machine = Machine(cores=2, memory=64 * GIB, shared_memory=GIB, disk=GIB)
-    active = [compare._Active(job=pool, driver=None, work=None)]
-    room = compare._Room(machine, None, None)
+    active = [pool]
+    room = Room(machine, None, None)
     assert room.has(writing, [])
     assert room.has(pool, active)
     assert not room.has(pool, active * 2)
     assert not room.has(writing, active), "student and learner of a generative run keep both cores busy"
-    assert compare._Room(machine, 3, None).has(writing, active * 2)
+    assert Room(machine, 3, None).has(writing, active * 2)
     small = Machine(cores=2, memory=GIB, shared_memory=GIB, disk=GIB)
-    assert not compare._Room(small, None, None).has(pool, active)
+    assert not Room(small, None, None).has(pool, active)
 
 
 def test_a_run_that_reached_a_cap_is_no_success(
@@ -121,6 +123,28 @@ def test_a_run_that_reached_a_cap_is_no_success(
     work = compare._Work(waiting=[])
     compare._finish(planned, compare._Active(job=planned.jobs[0], driver=driver, work=None), work, ComparisonView())
     assert work.failures == {("random", 3): "the cap is reached"}
+
+
+def test_a_run_whose_driver_dies_is_started_again_a_few_times(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dead(reference: object, timeout: float | None = None) -> None:
+        raise ActorDiedError
+
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out", ["cluster.max_restarts=1"])
+    run = planned.jobs[0]
+    run.store.create(run.config)
+    monkeypatch.setattr("ray.get", dead)
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr(compare, "write_outputs", lambda *arguments: None)
+    monkeypatch.setattr(compare, "clean_up", lambda config: None)
+    work = compare._Work(waiting=[])
+    compare._finish(planned, compare._Active(job=run, driver=None, work=None), work, ComparisonView())
+    assert (work.waiting, work.failures, run.store.num_restarts) == ([run], {}, 1)
+    work.waiting.clear()
+    compare._finish(planned, compare._Active(job=run, driver=None, work=None), work, ComparisonView())
+    assert work.waiting == []
+    assert "died 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
 
 
 def curves(directory: Path) -> list[dict[str, Any]]:
