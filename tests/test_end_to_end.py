@@ -60,19 +60,15 @@ def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_that_loses_one_process_after_another_keeps_every_promise(tmp_path: Path) -> None:
     """The short version of benchmarks/chaos.py."""
     run = chaos.Run(1, tmp_path / "run", random.Random(0), SMALL, longest_delay_s=0)
-    faults = [
-        chaos.Fault(number=number, kind=kind)
-        for number, kind in enumerate(("driver", "engine core", "learner", chaos.LAUNCHER))
-    ]
+    faults = [chaos.Fault(number=0, kind="driver"), chaos.Fault(number=1, kind="learner")]
     hits = run.suffer(faults)
-    assert [(hit.kind, hit.resumed) for hit in hits[:3]] == [(fault.kind, False) for fault in faults[:3]]
-    assert [hit.resumed for hit in hits[3:]] == [True], "nobody else starts a run whose launcher is killed"
+    assert [(hit.kind, hit.resumed) for hit in hits] == [("driver", False), ("learner", False)]
     outcome = run.outcome(tmp_path / "run")
     assert outcome.findings == []
     assert outcome.leaked == []
     check_finished(tmp_path / "run")
     incidents = [json.loads(line)["part"] for line in (tmp_path / "run" / "incidents.jsonl").read_text().splitlines()]
-    assert incidents.count("driver") == 1
+    assert incidents == ["driver", "learner"]
 
     status = genal_ray("status", str(tmp_path / "run"), "--json")
     assert json.loads(status.stdout)["state"] == "done"
