@@ -291,7 +291,7 @@ def test_outcome_says_where_to_look_next(tmp_path: Path, capsys: pytest.CaptureF
 COMMAND = [sys.executable, "-m", "cluster.cli"]
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
