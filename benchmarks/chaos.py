@@ -180,8 +180,20 @@ class Run:
         shutil.rmtree(self.directory, ignore_errors=True)
         words = [word for key, value in self._settings.items() for word in ("--set", f"{key}={value}")]
         begun = time.monotonic()
-        process = start("run", "demo", *words, "--output-dir", str(self.directory))
+        process = self._newest = start("run", "demo", *words, "--output-dir", str(self.directory))
         waiting = list(faults)
+        try:
+            process = self._to_the_end(process, waiting, begun)
+            self._wait(process, 60)
+        finally:
+            end(self._newest)
+        self._seconds = time.monotonic() - begun
+        return self._hits
+
+    def _to_the_end(
+        self, process: subprocess.Popen[bytes], waiting: list[Fault], begun: float
+    ) -> subprocess.Popen[bytes]:
+        """Injects what is waiting; returns the process that ended the run."""
         while not (self.directory / "outcome.json").exists() and time.monotonic() - begun < TIMEOUT_S:
             if process.poll() is not None:
                 process = self._resume()
@@ -191,10 +203,7 @@ class Run:
                 if victims:
                     process = self._inject(process, self._rng.choice(victims), waiting.pop(0), begun)
             self._sleep(process, 0.2)
-        self._wait(process, 60)
-        end(process)
-        self._seconds = time.monotonic() - begun
-        return self._hits
+        return process
 
     def outcome(self, undisturbed: Path) -> Outcome:
         return Outcome(
@@ -235,7 +244,8 @@ class Run:
     def _resume(self) -> subprocess.Popen[bytes]:
         time.sleep(2)  # as long as a person, or a supervisor, would take at least
         self._resumes += 1
-        return start("resume", str(self.directory))
+        self._newest = start("resume", str(self.directory))
+        return self._newest
 
     def _victims(self, process: subprocess.Popen[bytes], kind: str) -> list[psutil.Process]:
         tree = processes(process.pid)

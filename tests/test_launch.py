@@ -302,7 +302,7 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seco
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_is_seen_and_stopped_from_another_terminal(
-    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """A pool method on a private cluster: status and stop reach its driver; nothing of the cluster is left."""
     config = small_run(tmp_path, temp_dir=short)
@@ -316,6 +316,7 @@ def test_a_run_is_seen_and_stopped_from_another_terminal(
         [*COMMAND, "run", str(config), "--output-dir", str(directory)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+    request.addfinalizer(run.kill)
     wait_for((directory / "rounds" / "0000" / "COMMITTED").exists, run)
     assert {name: ports for name, ports in ports_open_to_others(run.pid).items() if len(ports) > 1} == {}
     seen = json.loads(genal_ray("status", "--json").stdout)
