@@ -268,12 +268,10 @@ class ScorerPool:
         return work.done
 
     async def _work(self, seat: int, work: _Work, call: Call) -> None:
-        await self._ready(self._actors[seat])  # it may have been replaced at the end of another stage
         while True:
             part = await work.queue.get()
-            actor = self._actors[seat]
             try:
-                result = await self._patiently(actor, call(actor, work.reference(part)))
+                result = await self._patiently(seat, call, work.reference(part))
             except (RayActorError, RayTaskError, TimeoutError) as error:
                 self._num_retries += 1
                 work.failed(part, error)
@@ -289,10 +287,14 @@ class ScorerPool:
         self._places[seat] = _place(self._actors[seat])
         await self._ready(self._actors[seat])
 
-    async def _patiently(self, actor: Any, reference: Any) -> Any:
+    async def _patiently(self, seat: int, call: Call, piece: Any) -> Any:
         timeout_s, heartbeat_s = self._config.scorer.timeout_s, self._config.cluster.heartbeat_s
+        actor = self._actors[seat]
         try:
-            return await attended(reference, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
+            async with asyncio.timeout(timeout_s):
+                await self._places[seat]  # one that replaces another may be starting still: no hang
+            work = call(actor, piece)
+            return await attended(work, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
         except RayTaskError as error:
             if isinstance(error.cause, GenalRayError):
                 raise error.cause from None

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
 from ray import cloudpickle
 
@@ -326,6 +327,20 @@ def test_stopped_scorer_is_replaced_and_its_stack_kept(ray_session: None, tmp_pa
     (stacks,) = (tmp_path / "stacks").iterdir()
     assert f"process {stopped} ray::WatchedScorer" in stacks.read_text()
     assert "stopped" in stacks.read_text()
+
+
+def test_scorer_that_died_between_stages_is_replaced(ray_session: None, tmp_path: Path) -> None:
+    told: list[str] = []
+    with Running(tmp_path, acquisition="random", incidents=Incidents(tmp_path, told.append)) as running:
+        (died,) = running.pids
+        os.kill(died, signal.SIGKILL)
+        psutil.Process(died).wait(30)
+        scores = running.score(instances(30), [], NOWHERE)
+        assert running.pids != [died]
+    assert np.isfinite(scores.values).all()
+    assert scores.metrics["score/retries"] == 1
+    assert len(told) == 1
+    assert "scorer lost" in told[0]
 
 
 def test_texts_that_crash_every_scorer_are_set_aside(ray_session: None, tmp_path: Path) -> None:
