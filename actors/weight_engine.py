@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 from safetensors import safe_open
+from tqdm.std import tqdm
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -23,6 +24,9 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+# vLLM's progress bars would share a lock between processes, whose file in /dev/shm outlives an engine that is killed.
+tqdm.set_lock(threading.RLock())
 
 OWNER_PID = "GENAL_RAY_REPLICA_PID"
 """Environment variable with the process id of the replica that an engine belongs to."""

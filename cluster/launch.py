@@ -114,7 +114,7 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             if restarts == config.cluster.max_restarts:
                 raise RunError(
                     f"{error}\nThe driver was lost {restarts + 1} times, cluster.max_restarts allows {restarts}. "
-                    f"What was done is kept; go on with: genal-ray resume {store.place}"
+                    f"{_kept(store)}"
                 ) from error
             restarts += 1
             what = str(error).partition("\n")[0]  # the rest is the end of a log
@@ -187,9 +187,18 @@ def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> 
     driver = start_driver(config, store, address)
     try:
         with interrupts(config.cluster.grace_s) as arrived:
-            return _watch(driver, store, view, arrived, config.cluster.heartbeat_s)
+            try:
+                return _watch(driver, store, view, arrived, config.cluster.heartbeat_s)
+            except DriverLost as error:
+                if arrived.pressure:  # who asked for the end wants no other driver
+                    raise RunError(f"{error}\n{_kept(store)}") from error
+                raise
     finally:
         contact.withdraw(store)
+
+
+def _kept(store: RunDirectory) -> str:
+    return f"What was done is kept; go on with: genal-ray resume {store.place}"
 
 
 def start_driver(config: RunConfig, store: RunDirectory, address: str) -> Any:

@@ -51,16 +51,18 @@ def environment(config: RunConfig) -> dict[str, str]:
     return variables
 
 
-def runtime_env(config: RunConfig, *, joined: bool) -> dict[str, Any]:
-    """Ray's `runtime_env` for a private cluster, or for one that was joined.
+def runtime_env(config: RunConfig, private: Path | None) -> dict[str, Any]:
+    """Ray's `runtime_env` for a private cluster with its files in `private`, or, with None, for one that was joined.
 
     Workers on this machine import the launcher's tree. A joined cluster has the packages in its image, or, when the
     launcher runs from a checkout, is sent that checkout as `working_dir`.
     """
     variables = environment(config)
-    if not joined:
+    if private is not None:
         search = [str(source_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
-        return {"env_vars": {**variables, "PYTHONPATH": os.pathsep.join(search)}}
+        # vLLM's sockets, which a killed engine leaves behind, go with the cluster's files.
+        variables |= {"PYTHONPATH": os.pathsep.join(search), "VLLM_RPC_BASE_PATH": str(private)}
+        return {"env_vars": variables}
     if is_installed():
         return {"env_vars": variables}
     return {"env_vars": variables, "working_dir": str(source_root()), "excludes": _NOT_UPLOADED}

@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 from ray.util import placement_group, remove_placement_group
 
+from cluster.leftovers import session_folder
 from cluster.machine import GIB, is_listening
 from cluster.resources import Placement, describe, sequence
 from cluster.runtime_env import runtime_env
@@ -64,33 +65,31 @@ def _copy_redacted(source: str, target: str) -> None:
 def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
     """A Ray cluster of this process alone with `num_cpus` logical CPUs, gone with its files at the end."""
     parent = Path(config.cluster.temp_dir or tempfile.gettempdir())
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix="gr-", dir=parent)
     port = config.cluster.dashboard_port
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # More actors than cores is how a small machine runs this; Ray would warn of it on the user's terminal.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "1000")
-    try:
-        context = ray.init(
-            address="local",
-            namespace=NAMESPACE,
-            num_cpus=num_cpus,
-            object_store_memory=int(config.cluster.object_store_gib * GIB),
-            include_dashboard=port is not None,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            runtime_env=runtime_env(config, joined=False),
-            logging_level="ERROR",
-            log_to_driver=False,
-            _temp_dir=folder,
-        )
-        yield Session(
-            address=str(context.address_info["address"]),
-            logs=Path(str(context.address_info["session_dir"])) / "logs",
-        )
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with session_folder(parent) as folder:
+        try:
+            context = ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                num_cpus=num_cpus,
+                object_store_memory=int(config.cluster.object_store_gib * GIB),
+                include_dashboard=port is not None,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                runtime_env=runtime_env(config, folder),
+                logging_level="ERROR",
+                log_to_driver=False,
+                _temp_dir=str(folder),
+            )
+            yield Session(
+                address=str(context.address_info["address"]),
+                logs=Path(str(context.address_info["session_dir"])) / "logs",
+            )
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -103,7 +102,7 @@ def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
         context = ray.init(
             address=address,
             namespace=NAMESPACE,
-            runtime_env=runtime_env(config, joined=True),
+            runtime_env=runtime_env(config, None),
             logging_level="ERROR",
             log_to_driver=False,
         )

@@ -44,6 +44,7 @@ class FakeDriver:
     def __init__(self, ending: str) -> None:
         self._ending = ending
         self._stopped: list[bool] = []
+        self._known = False
 
     async def run(self) -> None:
         import asyncio
@@ -60,10 +61,11 @@ class FakeDriver:
             os._exit(1)
 
     async def pid(self) -> int:
+        self._known = True
         return os.getpid()
 
     async def status(self) -> RunStatus:
-        if self._ending == "hang":
+        if self._ending == "hang" and self._known:
             time.sleep(3600)
         state = State.STOPPED if self._stopped else State.DONE
         return RunStatus(state=state, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
@@ -157,6 +159,22 @@ def test_a_lost_driver_is_started_again_a_few_times(
     assert attempts == [False, True, True]
     assert store.num_restarts == 2
     assert [text.count("of 2 times") for text in view.said if "starting again" in text] == [1, 1]
+
+
+@pytest.mark.parametrize(("signals", "error"), [((), launch.DriverLost), ((signal.SIGTERM,), RunError)])
+def test_a_driver_lost_after_an_interrupt_is_not_started_again(
+    signals: tuple[int, ...], error: type[RunError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(driver: Any, store: RunDirectory, view: Recorder, arrived: Interrupts, heartbeat_s: float) -> RunStatus:
+        for number in signals:
+            arrived.note(number)
+        raise launch.DriverLost("the driver process died")
+
+    monkeypatch.setattr(launch, "start_driver", lambda *_: None)
+    monkeypatch.setattr(launch, "_watch", lose)
+    with pytest.raises(RunError, match="the driver process died") as lost:
+        launch._drive(load_config("demo"), RunDirectory(tmp_path), "", Recorder())
+    assert type(lost.value) is error
 
 
 @pytest.mark.ray

@@ -308,13 +308,7 @@ def kl_coefficients(folder: Path, *names: str) -> list[float]:
 
 def check_update(policy: PolicyUpdate, model: Path, folder: Path) -> None:
     assert (policy.version, policy.path) == (1, str(folder / "model"))
-    assert {
-        "rl/kl",
-        "rl/clip_fraction",
-        "rl/value_loss",
-        "rl/entropy",
-        "rl/mismatch_kl",
-    } <= policy.metrics.keys()
+    assert {f"rl/{m}" for m in "kl clip_fraction value_loss entropy mismatch_kl".split()} <= policy.metrics.keys()
     before, after = (AutoModelForCausalLM.from_pretrained(p) for p in (model, policy.path))
     assert not torch.equal(before.get_input_embeddings().weight, after.get_input_embeddings().weight)
     assert after.config.tie_word_embeddings
