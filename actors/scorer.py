@@ -11,28 +11,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from actors.incidents import Incidents
-from actors.liveness import CONTROL, CONTROL_GROUP, Unresponsive, attended
+from actors.liveness import CONTROL, CONTROL_GROUP, attended
+from actors.scorer_queue import PieceQueue, reason
 from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
 from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
-from genal_ray.isolation import Isolation, Part
 from genal_ray.scored import Done, Scored, named, neighbourhood, refuse_crashing, refuse_non_finite, score_metrics
 from genal_ray.scoring import Piece, PieceScores, PieceTimes, cut
 from genal_ray.seeds import derive_seed
 from genal_ray.types import Instance, LabeledInstance, Prediction, Scores, StudentFit
 
 T = TypeVar("T")
+
+MAX_LOSSES = 3
+"""Times that a stage may lose results with the nodes that hold them."""
 
 Call = Callable[[Any, Any], Any]
 """(scorer handle, reference of a piece) -> reference of its result."""
@@ -108,7 +111,7 @@ class ScorerPool:
         A batch-mode function's picks score budget, budget - 1, ..., 1 and all else 0. Candidates that crash scorers, or
         whose score or features are not finite, are in `failed`. Raises RunError when scorers are lost whatever the
         text, when the student cannot be loaded, and when labeled instances crash scorers or their features are not
-        finite.
+        finite, and when nodes are lost again and again.
         """
         assert self._actors, "start() comes first"
         if not candidates:
@@ -120,13 +123,15 @@ class ScorerPool:
             progress=progress,
         )
         started, self._num_retries = time.perf_counter(), 0
-        known = await self._labeled_features(labeled, student, acquisition) if acquisition.needs.labeled else None
-        if isinstance(acquisition, Batchwise):
-            scored = await self._pick(stage, acquisition, known, budget)
-        else:
+
+        async def work() -> Scored:
+            known = await self._labeled_features(labeled, student, acquisition) if acquisition.needs.labeled else None
+            if isinstance(acquisition, Batchwise):
+                return await self._pick(stage, acquisition, known, budget)
             assert isinstance(acquisition, Pointwise)
-            scored = await self._score_pieces(stage, acquisition, known)
-        scored = scored.finite
+            return await self._score_pieces(stage, acquisition, known)
+
+        scored = (await self._until_nothing_is_lost(work)).finite
         return Scores(
             ids=tuple(candidates[row].id for row in scored.rows),
             values=scored.values,
@@ -143,15 +148,32 @@ class ScorerPool:
         assert self._actors, "start() comes first"
         rows = cut([i.student_input for i in instances], self._config.scorer.piece_size)
         pieces = [self._piece([instances[i] for i in part], student) for part in rows]
-        done: Done[list[Prediction]] = await self._spread(
-            pieces, rows, lambda actor, piece: actor.predict.remote(piece, student), progress
-        )
+
+        async def work() -> Done[list[Prediction]]:
+            return await self._spread(
+                pieces, rows, lambda actor, piece: actor.predict.remote(piece, student), progress
+            )
+
+        done = await self._until_nothing_is_lost(work)
         refuse_crashing(done.crashing, instances)
         flat = [prediction for part in done.results for prediction in part]
         predictions = [flat[i] for i in done.order]
         confidences = np.array([[p.confidence] for p in predictions], dtype=np.float32)
         refuse_non_finite("predictions", confidences, tuple(i.id for i in instances), student)
         return predictions
+
+    async def _until_nothing_is_lost(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, which is done again when results of its parts went with their node."""
+        losses = 0
+        while True:
+            try:
+                return await work()
+            except ObjectLostError as error:
+                what, losses = f"results went with their node: {reason(error)}", losses + 1
+                await self._incidents.lost("scorer", what)
+                if losses == MAX_LOSSES:
+                    raise RunError(f"scoring began {MAX_LOSSES} times, and each time {what}") from error
+                self._num_retries += 1
 
     async def _score_pieces(self, stage: _Stage, acquisition: Pointwise, known: _Labeled | None) -> Scored:
         labeled = None if known is None else known.set
@@ -253,7 +275,7 @@ class ScorerPool:
         self, pieces: Sequence[Any], rows: Sequence[Rows], call: Call, progress: Progress | None = None
     ) -> Done[Any]:
         """What became of the pieces; every scorer takes the next part when it is free."""
-        work = _Work(pieces, rows, progress, num_workers=len(self._actors))
+        work = PieceQueue(pieces, rows, progress, num_workers=len(self._actors))
         workers = [asyncio.create_task(self._work(seat, work, call)) for seat in range(len(self._actors))]
         finished = asyncio.create_task(work.queue.join())
         try:
@@ -267,7 +289,7 @@ class ScorerPool:
             await asyncio.gather(finished, *workers, return_exceptions=True)
         return work.done
 
-    async def _work(self, seat: int, work: _Work, call: Call) -> None:
+    async def _work(self, seat: int, work: PieceQueue, call: Call) -> None:
         while True:
             part = await work.queue.get()
             try:
@@ -281,7 +303,7 @@ class ScorerPool:
 
     async def _replace(self, seat: int, error: Exception) -> None:
         hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
-        await self._incidents.lost("scorer", _why(error), hung=hung)
+        await self._incidents.lost("scorer", reason(error), hung=hung)
         ray.kill(self._actors[seat])
         self._actors[seat] = self._launch()
         self._places[seat] = _place(self._actors[seat])
@@ -296,7 +318,7 @@ class ScorerPool:
             work = call(actor, piece)
             return await attended(work, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
         except RayTaskError as error:
-            if isinstance(error.cause, GenalRayError):
+            if isinstance(error.cause, GenalRayError | ObjectLostError):  # no fault of the text
                 raise error.cause from None
             raise
 
@@ -318,70 +340,6 @@ class ScorerPool:
 def _place(actor: Any) -> Any:
     """Reference of the actor's Place, which it tells even while it works."""
     return actor.place.options(concurrency_group=CONTROL).remote()
-
-
-class _Work:
-    """Parts of pieces on their way: the queue, the results, and the texts that crash scorers."""
-
-    def __init__(
-        self, pieces: Sequence[Any], rows: Sequence[Rows], progress: Progress | None = None, *, num_workers: int
-    ) -> None:
-        """`rows` are the row numbers of each piece, `progress` counts them; only a Piece can be split."""
-        self.queue: asyncio.Queue[Part] = asyncio.Queue()
-        self._pieces, self._rows, self._progress = pieces, rows, progress
-        splittable = all(isinstance(piece, Piece) for piece in pieces)
-        self._isolation = Isolation([len(part) for part in rows], num_workers=num_workers, splittable=splittable)
-        self._references = {part: ray.put(pieces[part.piece]) for part in self._isolation.wholes}
-        self._results: dict[Part, Any] = {}
-        for part in self._isolation.wholes:
-            self.queue.put_nowait(part)
-
-    def reference(self, part: Part) -> Any:
-        """Of the texts of a part."""
-        if part not in self._references:
-            self._references[part] = ray.put(self._pieces[part.piece].part(part.start, part.stop))
-        return self._references[part]
-
-    def succeeded(self, part: Part, result: Any) -> None:
-        self._isolation.succeeded(part)
-        self._results[part] = result
-        self._advance()
-
-    def failed(self, part: Part, error: Exception) -> None:
-        """Queue what is to be tried next; raises RunError when more is lost than texts can be the cause of."""
-        try:
-            for next_part in self._isolation.failed(part, _why(error)):
-                self.queue.put_nowait(next_part)
-        except RunError as fatal:
-            raise fatal from error
-        self._advance()
-
-    @property
-    def done(self) -> Done[Any]:
-        """In the order of the pieces and of the texts in them, whoever was done first."""
-        parts = sorted(self._results, key=lambda part: (part.piece, part.start))
-        return Done(
-            results=[self._results[part] for part in parts],
-            rows=[self._rows[part.piece][part.start : part.stop] for part in parts],
-            crashing={
-                int(self._rows[part.piece][part.start]): why for part, why in self._isolation.set_aside.items()
-            },
-        )
-
-    def _advance(self) -> None:
-        if self._progress is not None:
-            done = sum(len(part) for part in (*self._results, *self._isolation.set_aside))
-            self._progress(done, sum(len(part) for part in self._rows))
-        self.queue.task_done()
-
-
-def _why(error: Exception) -> str:
-    """In one line."""
-    if isinstance(error, TimeoutError) and not isinstance(error, Unresponsive):
-        return "no answer within scorer.timeout_s"
-    if isinstance(error, RayTaskError):
-        return repr(error.cause)
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _version(student: StudentFit | None) -> int:

@@ -34,7 +34,7 @@ SMALL = {
     "data.pool_size": 90,
     "data.evaluation_size": 120,
     "budget.per_round": 20,
-    "budget.total": 60,
+    "budget.total": 40,
     "student.min_steps": 25,
     "strategy.candidates_per_label": 1.0,
     "learner.epochs": 1,
@@ -79,12 +79,12 @@ def test_a_run_that_loses_one_process_after_another_keeps_every_promise(tmp_path
 
 def check_finished(directory: Path) -> None:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    assert [row["round"] for row in rows] == [0, 1, 2]
-    assert [row["al/num_labels"] for row in rows] == [20, 40, 60]
+    assert [row["round"] for row in rows] == [0, 1]
+    assert [row["al/num_labels"] for row in rows] == [20, 40]
     assert set(EXPECTED_METRICS) <= set(rows[-1])
-    assert [row["version/policy"] for row in rows] == [0, 1, 2]
+    assert [row["version/policy"] for row in rows] == [0, 1]
     ledger = [json.loads(line) for line in (directory / "labels" / "ledger.jsonl").read_text().splitlines()]
-    assert len({row["id"] for row in ledger}) == len(ledger) == 60
+    assert len({row["id"] for row in ledger}) == len(ledger) == 40
     store = RunDirectory(directory)
     assert verify(store).findings == ()
     for number in store.committed_rounds():

@@ -1,4 +1,4 @@
-"""The generator service on real vLLM replicas, and the pure functions around it."""
+"""The generator service on real vLLM replicas."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from ray import serve
 
 from actors.generator import GeneratorService
 from actors.generator_chat import prompt_token_ids
-from actors.generator_engine import check_engine_args, engine_args, replica_env
 from actors.generator_replica import GenerateRequest
 from actors.weight_sender import ReplicaClient
 from actors.weights import PolicyRef
@@ -322,27 +321,24 @@ def test_incomplete_policy_breaks_the_replica_and_is_reported(session: Session, 
 
 @pytest.mark.ray
 def test_untied_head_receives_new_weights(ray_session: None, tiny_lm_untied: Path, tmp_path: Path) -> None:
-    async def everywhere(service: GeneratorService) -> list[list[Completion]]:
-        request = GenerateRequest(prompts=tuple(prompts), policy=service.policy, greedy=True)
-        handle = serve.get_app_handle(service.app_name)
-        return await handle.broadcast("generate", request).results_async(timeout_s=60)
+    async def written(service: GeneratorService) -> list[tuple[int, ...]]:
+        return tokens(await service.generate(prompts, greedy=True))
 
-    async def before_and_after() -> tuple[list[list[Completion]], list[list[Completion]]]:
-        service = GeneratorService(make_config(tiny_lm_untied, num_replicas=2), "test-untied")
+    async def before_and_after() -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        service = GeneratorService(make_config(tiny_lm_untied), "test-untied")
         await service.start()
         try:
-            before = await everywhere(service)
+            before = await written(service)
             await service.load_policy(PolicyUpdate(version=1, path=str(new), metrics={}))
-            return before, await everywhere(service)
+            return before, await written(service)
         finally:
             await service.stop()
 
     new = make_tiny_lm(tmp_path / "new", tied=False, seed=5)
     prompts = make_prompts([20, 40, 64, 100, 128, 150, 180, 200], tiny_lm_untied)
     before, after = asyncio.run(before_and_after())
-    assert [tokens(answer) for answer in before] == [greedy_reference(tiny_lm_untied, prompts)] * 2
-    assert [tokens(answer) for answer in after] == [greedy_reference(new, prompts)] * 2
-    assert {c.policy_version for answer in after for c in answer} == {1}
+    assert before == greedy_reference(tiny_lm_untied, prompts)
+    assert after == greedy_reference(new, prompts)
 
 
 @pytest.mark.ray
@@ -378,47 +374,3 @@ def wait_for_replicas(session: Session, count: int) -> list[Any]:
             return reports
         time.sleep(0.5)
     pytest.fail(f"no {count} replicas within 90 s")
-
-
-def test_engine_arguments_come_from_the_configuration(tiny_lm: Path) -> None:
-    config = make_config(tiny_lm, dtype="bfloat16", engine={"seed": 3}, kv_cache_gib=0.5)
-    arguments = engine_args(config, "/policies/7")
-    assert arguments["model"] == "/policies/7"
-    assert arguments["tokenizer"] == str(tiny_lm)
-    assert arguments["dtype"] == "bfloat16"
-    assert arguments["kv_cache_memory_bytes"] == 2**29
-    assert (arguments["max_model_len"], arguments["max_num_seqs"], arguments["seed"]) == (512, 64, 3)
-    assert "gpu_memory_utilization" not in arguments
-    on_gpu = engine_args(make_config(tiny_lm, num_gpus=1, gpu_memory_utilization=0.5), str(tiny_lm))
-    assert on_gpu["gpu_memory_utilization"] == 0.5
-    assert "enforce_eager" not in on_gpu
-
-
-def test_environment_of_a_replica(tiny_lm: Path) -> None:
-    local = replica_env(make_config(tiny_lm, threads=3))
-    assert local["OMP_NUM_THREADS"] == "3"
-    assert local["HF_HUB_OFFLINE"] == "1"
-    assert local["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    hub = replica_env(GeneratorConfig(model="Qwen/Qwen2.5-7B-Instruct", num_gpus=1))
-    assert not {"HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(hub)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"engine": {"max_num_batched_token": 512}}, r"max_num_batched_token is not.*'max_num_batched_tokens'"),
-        ({"engine": {"dtype": "half"}}, r"engine\.dtype is decided by generator\.dtype"),
-        ({"weight_transfer": "nccl"}, r"needs GPUs"),
-        ({"num_gpus": 1, "tensor_parallel_size": 2}, r"num_gpus \(1\) must equal.*\(2\)"),
-        ({"num_gpus": 0.5, "tensor_parallel_size": 2}, r"num_gpus=2"),
-    ],
-)
-def test_wrong_engine_arguments_are_refused(tiny_lm: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        check_engine_args(make_config(tiny_lm, **changes))
-
-
-def test_right_engine_arguments_pass(tiny_lm: Path) -> None:
-    check_engine_args(make_config(tiny_lm, engine={"max_num_batched_tokens": 2048, "block_size": 128}))
-    check_engine_args(make_config(tiny_lm, num_gpus=2, tensor_parallel_size=2))
-    check_engine_args(make_config(tiny_lm, num_gpus=0.5, weight_transfer="ipc"))

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import ray
 from ray import cloudpickle
@@ -304,98 +297,3 @@ def test_outcome_says_where_to_look_next(tmp_path: Path, capsys: pytest.CaptureF
     show_outcome(console(), stopped, str(tmp_path))
     out = capsys.readouterr().out
     assert all(part in out for part in ("stopped: 20 of 60", str(tmp_path), "tensorboard --logdir", "genal-ray resume"))
-
-
-COMMAND = [sys.executable, "-m", "cluster.cli"]
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_a_run_is_seen_and_stopped_from_another_terminal(
-    tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    """A pool method on a private cluster: status and stop reach its driver; nothing of the cluster is left."""
-    config = small_run(tmp_path, temp_dir=short)
-    directory = tmp_path / "run"
-    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)  # set where Ray was started before; other terminals have it not
-
-    def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*COMMAND, *arguments, str(directory)], capture_output=True, text=True, timeout=120)
-
-    run = subprocess.Popen(
-        [*COMMAND, "run", str(config), "--output-dir", str(directory)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    request.addfinalizer(run.kill)
-    wait_for((directory / "rounds" / "0000" / "COMMITTED").exists, run)
-    assert {name: ports for name, ports in ports_open_to_others(run.pid).items() if len(ports) > 1} == {}
-    seen = json.loads(genal_ray("status", "--json").stdout)
-    assert seen["state"] == "running"
-    assert seen["budget"] == 120
-    again = genal_ray("resume")
-    assert (again.returncode, "being worked on" in again.stderr) == (2, True)
-    assert genal_ray("stop").returncode == 0
-    output, _ = run.communicate(timeout=120)
-    assert run.returncode == 0, output
-    assert "stopped: " in output
-    assert "genal-ray resume" in output
-    assert not (directory / "driver.json").exists()
-    assert not list(short.iterdir())
-
-    after = json.loads(genal_ray("status", "--json").stdout)
-    assert (after["state"], after["budget"]) == ("stopped", 120)
-    nothing = genal_ray("stop")
-    assert (nothing.returncode, "nothing to stop" in nothing.stderr) == (2, True)
-
-
-def ports_open_to_others(pid: int) -> dict[str, list[int]]:
-    """Of each process of a run, its ports that are not on loopback. Ray's servers and agents are left out; of a worker,
-    and of the launcher, one port is Ray's: it asks for the cluster's token."""
-    rays = ("gcs_server", "raylet", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
-    found: dict[str, list[int]] = {}
-    for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            if process.name() not in rays:
-                found[f"{process.pid} {process.name()}"] = [
-                    connection.laddr.port
-                    for connection in process.net_connections(kind="inet")
-                    if connection.status == psutil.CONN_LISTEN and not ip_address(connection.laddr.ip).is_loopback
-                ]
-    assert any(found.values()), "the run has ports"
-    return found
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A folder whose path is short enough for Ray's sockets, as pytest's is not."""
-    with tempfile.TemporaryDirectory(prefix="gt-", dir="/tmp") as folder:
-        yield Path(folder)
-
-
-def small_run(folder: Path, *, temp_dir: Path) -> Path:
-    """A pool method with many small rounds."""
-    for name, count in (("train", 200), ("test", 20)):
-        words = ("dull", "lovely")
-        rows = [{"text": f"{name} film {i} is {words[i % 2]}", "label": f"kind {i % 2}"} for i in range(count)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    path = folder / "small.yaml"
-    path.write_text(
-        f"""
-task: {{domain: movie reviews}}
-data: {{source: {folder}, train: train.jsonl, evaluation: test.jsonl, initial_labeled: 20}}
-budget: {{per_round: 2, total: 120}}
-acquisition: entropy
-student: {{model: minilm, min_steps: 20, epochs: 1, max_length: 16}}
-cluster: {{object_store_gib: 0.2, temp_dir: {temp_dir}}}
-""",
-        encoding="utf-8",
-    )
-    return path

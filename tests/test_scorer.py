@@ -15,11 +15,12 @@ import numpy as np
 import psutil
 import pytest
 from ray import cloudpickle
+from ray.exceptions import ObjectLostError
 
 from actors.incidents import Incidents
 from actors.scorer import ScorerPool
-from actors.scorer_worker import Known, LabeledSet, Scorer
-from genal_ray.acquisition import Acquisition, Features, Needs, Pointwise
+from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
+from genal_ray.acquisition import Acquisition, Features, Needs, Pointwise, Rows
 from genal_ray.acquisition.coreset import Coreset
 from genal_ray.acquisition.signal import Signal
 from genal_ray.config import RunConfig
@@ -120,6 +121,12 @@ class WatchedScorer(Scorer):
         scores = super().score(piece, student, acquisition, labeled)
         scores.values[[text == "nan" for text in piece.texts]] = np.nan
         return scores
+
+    def pick(self, job: Pick) -> tuple[Rows, float]:
+        if job.budget == 13 and self._first("lost"):
+            lost = job.parts[0]
+            raise ObjectLostError(lost.hex(), lost.owner_address(), "")  # what ray.get says of it
+        return super().pick(job)
 
     def _note(self, what: str, size: int) -> None:
         with open(f"{self._config.output_dir}/calls", "a") as file:
@@ -263,6 +270,15 @@ def test_texts_without_a_finite_score_are_set_aside(three: Running, student: Stu
     assert sorted(picks.values) == list(range(1, 60)), "all others are chosen"
     (why,) = picks.failed.values()
     assert why.startswith("what student version 2")
+
+
+def test_features_that_went_with_their_node_are_computed_again(three: Running, student: StudentFit) -> None:
+    candidates, labeled = instances(60), instances(10, prefix="labeled")
+    after_a_loss = three.score(candidates, labeled, student, acquisition=Coreset(), budget=13)
+    undisturbed = three.score(candidates, labeled, student, acquisition=Coreset(), budget=13)
+    np.testing.assert_array_equal(after_a_loss.values, undisturbed.values)
+    assert sorted(undisturbed.values)[-13:] == list(range(1, 14))
+    assert (after_a_loss.metrics["score/retries"], undisturbed.metrics["score/retries"]) == (1, 0)
 
 
 def test_errors_say_what_is_wrong(three: Running, student: StudentFit, tmp_path: Path) -> None:

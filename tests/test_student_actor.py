@@ -94,8 +94,8 @@ async def killed(student: RayStudent, output_dir: Path) -> StudentFit:
     return result
 
 
-def test_same_student_again_after_a_crash_until_there_are_too_many(folder: Path) -> None:
-    async def scenario() -> tuple[StudentFit, StudentFit]:
+def test_same_student_again_after_a_worker_or_the_mailbox_died(folder: Path) -> None:
+    async def scenario() -> tuple[StudentFit, StudentFit, StudentFit]:
         student = make_student(folder, max_failures=1)
         await student.start()
         try:
@@ -104,20 +104,26 @@ def test_same_student_again_after_a_crash_until_there_are_too_many(folder: Path)
             assert steps == sorted(steps)
             assert steps[-1] == TRAIN["min_steps"]
             crashed = await killed(student, folder / "crashed")
-            with pytest.raises(RunError, match=r"failed more than 1 times \(student\.max_failures\)"):
-                await killed(student, folder / "lost")
+            end = once(lambda: ray.kill(student._mailbox))
+            orphaned = await student.fit(labeled(40, seed=0), 0, folder / "orphaned", end)
+            student._student = student._student.model_copy(update={"timeout_s": 0.05})
+            with pytest.raises(RunError, match=r"longer than student\.timeout_s \(0\.05 s\)(.|\n)*lost 2 times"):
+                await student.fit(labeled(40, seed=0), 1, folder / "late")
         finally:
             await student.stop()
-        return whole, crashed
+        return whole, crashed, orphaned
 
-    whole, crashed = asyncio.run(scenario())
+    whole, crashed, orphaned = asyncio.run(scenario())
     assert whole.metrics["al/accuracy"] > 0.9
     assert whole.metrics["student/restarts"] == 0
     assert crashed.metrics["student/restarts"] == 1
-    assert crashed.metrics["al/loss"] == whole.metrics["al/loss"]
-    before, after = weights(whole.path), weights(crashed.path)
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert crashed.stop_predictions == whole.stop_predictions == stop_predictions(whole.path)
+    before = weights(whole.path)
+    for again in (crashed, orphaned):
+        assert again.metrics["al/loss"] == whole.metrics["al/loss"]
+        after = weights(again.path)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+        assert again.stop_predictions == whole.stop_predictions
+    assert whole.stop_predictions == stop_predictions(whole.path)
     assert set(whole.stop_predictions) == {0, 1}
     saved = StudentModel.load(whole.path, device="cpu")
     assert saved.label_names == LABELS
@@ -129,15 +135,19 @@ class Driver:
     """Uses the student as the run's driver does: from an async actor."""
 
     async def two_workers(self, name: str) -> tuple[StudentFit, StudentFit, dict[int, int], list[str]]:
-        """A fit by two workers, then one in the middle of which a worker stops answering; what the user is told."""
+        """A fit by two workers, then one in the middle of which a worker stops answering, then one that is lost; what
+        the user is told."""
         folder, told = Path(name), list[str]()
-        student = make_student(folder, num_workers=2, heartbeat_s=6, incidents=Incidents(folder, told.append))
+        heard = Incidents(folder, told.append)
+        student = make_student(folder, num_workers=2, max_failures=1, heartbeat_s=6, incidents=heard)
         await student.start()
         pids = await student.worker_pids()
         whole = await student.fit(labeled(40, seed=0), 0, folder / "two")
         hung = await student.fit(
             labeled(40, seed=0), 0, folder / "hung", once(lambda: os.kill(pids[1], signal.SIGSTOP))
         )
+        with pytest.raises(RunError, match=r"failed more than 1 times \(student\.max_failures\)"):
+            await killed(student, folder / "lost")
         await student.stop()
         return whole, hung, pids, told
 
@@ -162,24 +172,6 @@ def test_two_workers_train_as_one_and_one_that_hangs_is_replaced(folder: Path) -
     assert two.metrics["al/accuracy"] == pytest.approx(metrics["al/accuracy"], abs=0.02)
     assert two.metrics["al/loss"] == pytest.approx(metrics["al/loss"], rel=0.05)
     assert two.metrics["student/loss"] == pytest.approx(one.metrics["student/loss"], rel=0.05)
-
-
-def test_a_dead_mailbox_is_replaced(folder: Path) -> None:
-    async def scenario() -> StudentFit:
-        student = make_student(folder, max_failures=1)
-        await student.start()
-        try:
-            fit = await student.fit(
-                labeled(40, seed=0), 0, folder / "fit", once(lambda: ray.kill(student._mailbox))
-            )
-            student._student = student._student.model_copy(update={"timeout_s": 0.05})
-            with pytest.raises(RunError, match=r"longer than student\.timeout_s \(0\.05 s\)(.|\n)*lost 2 times"):
-                await student.fit(labeled(40, seed=0), 1, folder / "late")
-            return fit
-        finally:
-            await student.stop()
-
-    assert asyncio.run(scenario()).metrics["al/accuracy"] > 0.9
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_the_start(folder: Path) -> None:
