@@ -24,7 +24,7 @@ from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRe
 from actors.incidents import Incidents
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
-from genal_ray.errors import GenalRayError, RunError
+from genal_ray.errors import GenalRayError, HandOverError, RunError
 from genal_ray.interfaces import Progress
 from genal_ray.llm import Reply, Request
 from genal_ray.types import Completion, PolicyUpdate, Prompt
@@ -141,7 +141,8 @@ class GeneratorService:
         """Make `policy` the current one on every replica; returns `timing/hand_over_s`, in seconds.
 
         By default each replica reads `policy.path`. With a GPU backend, `send` runs WeightSender.send in the learner's
-        workers; the replicas that are not served by it, because they are just starting, read the folder.
+        workers; the replicas that are not served by it, because they are just starting or it failed, read the folder.
+        Replicas that are lost meanwhile are waited for until Serve has replaced them, `start_timeout_s` at most.
         Raises HandOverError, naming the replicas, when one of them fails or does not answer within `timeout_s`; even
         then no replica writes completions of another policy than this one.
         """
@@ -152,15 +153,15 @@ class GeneratorService:
         if send is not None:
             try:
                 await asyncio.wait_for(send(), self._config.timeout_s + 5)  # its own error says more
-            except TimeoutError:
-                raise hand_over_error(new, await self._laggards(new)) from None
+            except (TimeoutError, HandOverError) as error:
+                await self._incidents.lost("weight transfer", error or "it took too long")  # the folder has them, too
         try:
-            reports = await self._broadcast("load_policy", new)
+            reports = await self._load_everywhere(new)
         except TimeoutError:
-            raise hand_over_error(new, await self._laggards(new)) from None
+            raise hand_over_error(new, await self._laggards(new) or {"(none)": "no replica is running"}) from None
         failed = {report.replica: report.error for report in reports if report.error is not None}
-        if failed or not reports:
-            raise hand_over_error(new, failed or {"(none)": "no replica is running"})
+        if failed:
+            raise hand_over_error(new, failed)
         await self._registry.retain.remote([report.replica for report in reports])
         return {"timing/hand_over_s": time.perf_counter() - begun}
 
@@ -278,6 +279,18 @@ class GeneratorService:
             if isinstance(answer, RayTaskError):
                 raise _own_error(answer) from answer
         return [answer for answer in answers if isinstance(answer, ReplicaReport)]
+
+    async def _load_everywhere(self, policy: PolicyRef) -> list[ReplicaReport]:
+        """Reports of all running replicas; where some are lost, of those that Serve starts in their place.
+
+        Raises TimeoutError when there is no such report in time.
+        """
+        async with asyncio.timeout(self._config.timeout_s + self._config.start_timeout_s):
+            while True:
+                reports = await self._broadcast("load_policy", policy)
+                if reports and not any(report.lost for report in reports):
+                    return reports
+                await asyncio.sleep(1)
 
     async def _laggards(self, policy: PolicyRef) -> dict[str, str]:
         reports: list[ReplicaReport] = await self._registry.reports.remote()

@@ -73,6 +73,7 @@ class GeneratorReplica:
         self._num_requests = 0
         self._changing = asyncio.Lock()
         self._broken: str | None = None
+        self._lost = False
         self._version = 0
         self._num_ranks = 1
         self._deadline: asyncio.TimerHandle | None = None
@@ -117,11 +118,15 @@ class GeneratorReplica:
 
     async def load_policy(self, policy: PolicyRef) -> ReplicaReport:
         """Take a policy over from its folder. Failure is reported, not raised: the caller hears from every replica."""
+        if self._broken:
+            self._lost = True
+            return self._state()
         try:
             async with asyncio.timeout(self._config.timeout_s), self._changing:
                 if self._version != policy.version:
                     await self._load_folder(policy)
         except Exception as error:
+            self._lost = isinstance(error, TimeoutError)
             self._break(f"policy {policy.version} could not be loaded: {type(error).__name__}: {error}")
         return await self._report()
 
@@ -354,7 +359,10 @@ class GeneratorReplica:
             self._changing.release()  # requests that wait are refused, not hung
 
     def _state(self) -> ReplicaReport:
-        return ReplicaReport(replica=self._name, version=self._version, error=self._broken, num_ranks=self._num_ranks)
+        lost = self._lost or ("_engine" in self.__dict__ and self._engine.errored)
+        return ReplicaReport(
+            replica=self._name, version=self._version, error=self._broken, num_ranks=self._num_ranks, lost=lost
+        )
 
     async def _report(self, error: str | None = None) -> ReplicaReport:
         if error is not None:

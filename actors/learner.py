@@ -20,7 +20,7 @@ from actors.learner_worker import LearnerWorker
 from actors.liveness import CONTROL, CONTROL_GROUP, Place, Unresponsive, attended
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
-from genal_ray.errors import GenalRayError, RunError
+from genal_ray.errors import GenalRayError, HandOverError, RunError
 from genal_ray.paths import is_local
 from genal_ray.types import PolicyUpdate, Rollout
 
@@ -166,6 +166,8 @@ class LearnerGroup:
                     ) from error
                 self._restarts += 1
                 await asyncio.sleep(BACKOFF_S * 2 ** (self._restarts - 1))
+            except HandOverError:
+                raise  # a transfer that failed may leave threads in NCCL: the next call starts a new group
             except GenalRayError:
                 self._running = False
                 raise

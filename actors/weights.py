@@ -37,6 +37,8 @@ class ReplicaReport:
     version: int
     error: str | None = None
     """Why it cannot serve; None when it can."""
+    lost: bool = False
+    """Whether the reason is its own, as when its engine died, and not the policy's: one that replaces it may do."""
     num_ranks: int = 1
     """Worker processes of its engine: tensor-parallel times pipeline-parallel size."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -260,6 +261,13 @@ def test_learner_drives_a_hand_over_step_by_step(session: Session, policies: lis
     async def already_sent() -> None: ...
 
     session.run(session.service.load_policy(newest, already_sent))
+    newest = replace(newest, version=4)
+
+    async def fails() -> None:
+        raise HandOverError("a transfer broke")
+
+    session.run(session.service.load_policy(newest, fails))
+    assert {report.version for report in client.replicas()} == {4}, "read from the folder"
     prompts = make_prompts([25, 140], session.model)
     request = GenerateRequest(prompts=tuple(prompts), policy=session.service.policy, greedy=True)
     for completions in session.from_every_replica(request):
@@ -267,13 +275,16 @@ def test_learner_drives_a_hand_over_step_by_step(session: Session, policies: lis
 
 
 @pytest.mark.ray
-def test_killed_replica_and_killed_engine_are_replaced_by_ones_with_the_current_policy(session: Session) -> None:
+def test_killed_replica_and_killed_engine_are_replaced_by_ones_that_have_the_policy_handed_over_meanwhile(
+    session: Session, policies: list[PolicyUpdate]
+) -> None:
     before = {report.replica for report in session.run(session.service.describe())}
     (replica, orphan), (_, engine) = replica_processes()
     replica.kill()
     psutil.wait_procs([orphan], timeout=10)
     assert not orphan.is_running(), "the engine outlived its replica"
     engine.kill()
+    session.run(session.service.load_policy(PolicyUpdate(version=5, path=policies[0].path, metrics={})))
     prompts = make_prompts([40] * 32, session.model)
     completions = session.run(session.service.generate(prompts, greedy=True))  # by whoever comes back first
     policy = session.service.policy
@@ -292,18 +303,18 @@ def test_hand_over_that_takes_too_long_ends_in_an_error(session: Session, polici
     _, engine = replica_processes()[0]
     impatient = make_config(session.model, timeout_s=2)
     patient, session.service._config = session.service._config, impatient
-    newer = PolicyUpdate(version=4, path=policies[0].path, metrics={})
+    newer = PolicyUpdate(version=6, path=policies[1].path, metrics={})
     engine.suspend()
     begun = time.perf_counter()
     try:
-        with pytest.raises(HandOverError, match=r"policy 4.*replica \w+: no answer within 2 s"):
+        with pytest.raises(HandOverError, match=r"policy 6.*replica \w+: no answer within 2 s"):
             session.run(session.service.load_policy(newer))
         assert time.perf_counter() - begun < 10
     finally:
         engine.resume()
         session.service._config = patient
     completions = session.run(session.service.generate(make_prompts([20] * 16, session.model)))
-    assert {c.policy_version for c in completions} == {4}
+    assert {c.policy_version for c in completions} == {6}
 
 
 @pytest.mark.ray
@@ -315,7 +326,7 @@ def test_incomplete_policy_breaks_the_replica_and_is_reported(session: Session, 
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(HandOverError, match=r"replica \w+: .*layers\.1\.mlp\.down_proj"):
-        session.run(session.service.load_policy(PolicyUpdate(version=5, path=str(tmp_path), metrics={})))
+        session.run(session.service.load_policy(PolicyUpdate(version=7, path=str(tmp_path), metrics={})))
     session.run(session.service.stop())
 
 
