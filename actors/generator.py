@@ -15,7 +15,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -271,10 +271,13 @@ class GeneratorService:
 
         Raises TimeoutError after `timeout_s`.
         """
-        # the replicas give up first, so that a slow one says why
-        answers = await self._handle.broadcast(method, *args).results_async(
-            timeout_s=self._config.timeout_s + 1, return_exceptions=True
-        )
+        try:
+            # the replicas give up first, so that a slow one says why
+            answers = await self._handle.broadcast(method, *args).results_async(
+                timeout_s=self._config.timeout_s + 1, return_exceptions=True
+            )
+        except DeploymentUnavailableError:  # none is running
+            return []
         for answer in answers:
             if isinstance(answer, RayTaskError):
                 raise _own_error(answer) from answer
