@@ -194,7 +194,7 @@ class GeneratorService:
             num_replicas=config.num_replicas,
             user_config=config.model_dump(mode="json"),
             max_ongoing_requests=10_000,  # `_in_flight` is the limit; Serve's would add its back-off
-            max_constructor_retry_count=1,
+            max_constructor_retry_count=3,  # of replicas that die; one that fails says so to the registry
             health_check_period_s=1,
             health_check_timeout_s=self._heartbeat_s / FAILED_CHECKS,
             graceful_shutdown_wait_loop_s=0.1,

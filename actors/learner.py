@@ -75,11 +75,11 @@ class LearnerGroup:
     async def start(self, state: Path | None = None) -> None:
         """Starts the workers, which load the pretrained policy, or the state that `update` saved below `state`.
 
-        Raises UserError for a model or state that can't be used, RunError when a worker fails or time runs out.
+        Raises UserError for a model or state that can't be used, RunError when workers fail or take too long, more
+        often than `learner.max_failures` allows.
         """
-        self._state = state
-        await self._start()
-        self._running = True
+        self._state, self._running = state, True
+        await self._persist("place")
 
     async def _start(self) -> None:
         size = self._learner.num_workers

@@ -35,7 +35,7 @@ from genal_ray.types import Instance, LabeledInstance, Prediction, Scores, Stude
 T = TypeVar("T")
 
 MAX_LOSSES = 3
-"""Times that a stage may lose results with the nodes that hold them."""
+"""Times that a scorer may die at its start, and that a stage may lose results with the nodes that hold them."""
 
 Call = Callable[[Any, Any], Any]
 """(scorer handle, reference of a piece) -> reference of its result."""
@@ -81,7 +81,7 @@ class ScorerPool:
         self._actors = [self._launch() for _ in range(self._config.scorer.num_actors)]
         self._places = [_place(actor) for actor in self._actors]
         try:
-            await asyncio.gather(*(self._ready(actor) for actor in self._actors))
+            await asyncio.gather(*(self._ready(seat) for seat in range(len(self._actors))))
         except BaseException:
             await self.stop()
             raise
@@ -304,10 +304,8 @@ class ScorerPool:
     async def _replace(self, seat: int, error: Exception) -> None:
         hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
         await self._incidents.lost("scorer", reason(error), hung=hung)
-        ray.kill(self._actors[seat])
-        self._actors[seat] = self._launch()
-        self._places[seat] = _place(self._actors[seat])
-        await self._ready(self._actors[seat])
+        self._renew(seat)
+        await self._ready(seat)
 
     async def _patiently(self, seat: int, call: Call, piece: Any) -> Any:
         timeout_s, heartbeat_s = self._config.scorer.timeout_s, self._config.cluster.heartbeat_s
@@ -327,14 +325,27 @@ class ScorerPool:
         resources = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
         return ray.remote(**resources, concurrency_groups=CONTROL_GROUP)(self._scorer_class).remote(self._config)
 
-    async def _ready(self, actor: Any) -> None:
-        try:
-            async with asyncio.timeout(self._config.scorer.timeout_s):
-                await actor.prepare.remote()
-        except (RayActorError, RayTaskError) as error:
-            raise RunError(f"a scorer died at its start: {error}") from error
-        except TimeoutError as error:
-            raise RunError(f"a scorer was not ready within {self._config.scorer.timeout_s:g} s") from error
+    def _renew(self, seat: int) -> None:
+        ray.kill(self._actors[seat])
+        self._actors[seat] = self._launch()
+        self._places[seat] = _place(self._actors[seat])
+
+    async def _ready(self, seat: int) -> None:
+        """Wait until the scorer has started; one that dies meanwhile is replaced a few times."""
+        for _ in range(MAX_LOSSES):
+            try:
+                async with asyncio.timeout(self._config.scorer.timeout_s):
+                    await self._actors[seat].prepare.remote()
+                return
+            except RayActorError as error:
+                lost = error
+                await self._incidents.lost("scorer", f"it died at its start: {reason(error)}")
+                self._renew(seat)
+            except RayTaskError as error:
+                raise RunError(f"a scorer failed at its start: {error}") from error
+            except TimeoutError as error:
+                raise RunError(f"a scorer was not ready within {self._config.scorer.timeout_s:g} s") from error
+        raise RunError(f"a scorer died at its start {MAX_LOSSES} times: {lost}") from lost
 
 
 def _place(actor: Any) -> Any:

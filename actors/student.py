@@ -6,7 +6,7 @@ import asyncio
 import logging
 import shutil
 import uuid
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from ray.exceptions import RayActorError
 
 from actors.incidents import Incidents
 from actors.liveness import Place, Unresponsive, attended
-from actors.student_mailbox import JobState, StudentMailbox
+from actors.student_mailbox import JobState, StudentMailbox, TrainRunLost
 from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
@@ -67,8 +67,15 @@ class RayStudent:
     async def start(self) -> None:
         """Start the workers and wait until they hold the pretrained weights.
 
-        Raises UserError when the model cannot be loaded, RunError when the workers do not start in time.
+        Raises UserError when the model cannot be loaded, RunError when the workers do not start in time, or die too
+        often.
         """
+
+        async def nothing_yet() -> None: ...
+
+        await self._persist(nothing_yet)
+
+    async def _start(self) -> None:
         setup = WorkerSetup(
             student=self._student,
             labels=self._labels,
@@ -139,15 +146,24 @@ class RayStudent:
 
     async def _run(self, job: FitJob, progress: Progress | None) -> JobState:
         """The finished job, whatever mailbox it takes."""
+
+        async def work() -> JobState:
+            await self._mailbox.submit.remote(job)
+            return await _within(self._student.timeout_s, self._follow(progress))
+
+        return await self._persist(work)
+
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
+        """The result of `work`, which is done again with a new mailbox when this one, or its Ray Train run, is lost."""
         while True:
             try:
                 if self._mailbox is None:
-                    await self.start()
-                await self._mailbox.submit.remote(job)
-                return await _within(self._student.timeout_s, self._follow(progress))
-            except (RayActorError, TimeoutError) as error:
+                    await self._start()
+                return await work()
+            except (RayActorError, TrainRunLost, TimeoutError) as error:
                 overdue = isinstance(error, TimeoutError)
-                lost = self._overdue(error) if overdue else f"the student's mailbox died: {error}"
+                mailbox = isinstance(error, RayActorError)
+                lost = self._overdue(error) if overdue else f"the student's mailbox died: {error}" if mailbox else error
                 await self._incidents.lost("student", lost, hung=self._workers if overdue else ())
                 await self._kill()
                 self._restarts += 1

@@ -24,6 +24,10 @@ from actors.student_worker import FitJob, WorkerSetup, make_trainer
 from genal_ray.errors import GenalRayError, RunError
 
 
+class TrainRunLost(RunError):
+    """The Ray Train run has ended for no fault of the workers', as when its controller died; another one may do."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobState:
     """How far a job is."""
@@ -65,18 +69,23 @@ class StudentMailbox:
 
     async def start(self) -> GenalRayError | None:
         """Start the Ray Train run and return when all its workers hold the pretrained weights, or what went wrong."""
+        from ray.train import WorkerGroupError  # slow to import, and not needed by who uses the mailbox
+
         loop = asyncio.get_running_loop()
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.5 * self._setup.heartbeat_s)
         limit = self._setup.student.max_failures
         trainer = make_trainer(self._setup, ray.get_runtime_context().current_actor)
 
         def run() -> None:
-            reason = "the Ray Train run ended by itself"
+            failure: RunError = TrainRunLost("the Ray Train run ended by itself")
             try:
                 trainer.fit()
+            except WorkerGroupError as error:
+                too_often = f"failed more than {limit} times (student.max_failures)"
+                failure = RunError(f"the student's workers {too_often}: {error}")
             except Exception as error:
-                reason = f"the student's workers failed more than {limit} times (student.max_failures): {error}"
-            asyncio.run_coroutine_threadsafe(self._end(reason), loop)
+                failure = TrainRunLost(f"the student's Ray Train run was lost: {error}")
+            asyncio.run_coroutine_threadsafe(self._end(failure), loop)
 
         threading.Thread(target=run, name="ray-train", daemon=True).start()
         async with self._changed:
@@ -142,10 +151,10 @@ class StudentMailbox:
         self._failure = error
         await self._advance(error=error)
 
-    async def _end(self, reason: str) -> None:
+    async def _end(self, failure: RunError) -> None:
         self._ended.set()
         if not self._closed and self._failure is None:
-            await self.fail(RunError(reason))
+            await self.fail(failure)
 
     async def _advance(self, **changes: Any) -> None:
         await self._update(state=replace(self._state, revision=self._state.revision + 1, **changes))

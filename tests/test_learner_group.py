@@ -131,7 +131,7 @@ def test_a_lost_or_hanging_worker_costs_no_more_than_its_update(
 @pytest.mark.ray
 def test_a_dead_worker_and_a_lack_of_time_are_named(ray_session: None, tiny_lm: Path, tmp_path: Path) -> None:
     async def scenario() -> None:
-        group = LearnerGroup(make_config(tiny_lm, timeout_s=0.05), unused)
+        group = LearnerGroup(make_config(tiny_lm, timeout_s=0.05, max_failures=0), unused)
         with pytest.raises(RunError, match=r"learner.timeout_s = 0.05"):
             await group.start()
         assert group.workers == []

@@ -99,6 +99,11 @@ def unsharded(candidates: Sequence[Instance], labeled: Sequence[Instance], stude
 class WatchedScorer(Scorer):
     """Writes down what it is asked, and misbehaves on request: all through files, which every process sees."""
 
+    def prepare(self) -> None:
+        if Path(f"{self._config.output_dir}/die at the start").exists() and self._first("begun"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().prepare()
+
     def featurize(self, piece: Piece, student: StudentFit | None, needs: Needs) -> tuple[Known, Features]:
         self._note("featurize", len(piece.texts))
         known, features = super().featurize(piece, student, needs)
@@ -357,6 +362,15 @@ def test_scorer_that_died_between_stages_is_replaced(ray_session: None, tmp_path
     assert scores.metrics["score/retries"] == 1
     assert len(told) == 1
     assert "scorer lost" in told[0]
+
+
+def test_scorer_that_dies_at_its_start_is_replaced(ray_session: None, tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "die at the start").touch()
+    with Running(tmp_path, acquisition="random", incidents=Incidents(tmp_path, told.append)) as running:
+        assert len(running.score(instances(30), [], NOWHERE).values) == 30
+    assert len(told) == 1
+    assert "scorer lost: it died at its start" in told[0]
 
 
 def test_texts_that_crash_every_scorer_are_set_aside(ray_session: None, tmp_path: Path) -> None:

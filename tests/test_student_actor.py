@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import psutil
 import pytest
 import ray
 import tiny_students
+from ray.exceptions import ActorDiedError
 from safetensors.numpy import load_file
 from tiny_students import labeled, make_encoder, sentiment
 
 from actors.incidents import Incidents
 from actors.student import RayStudent
+from actors.student_mailbox import JobState
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import RunError, UserError
 from genal_ray.inference import StudentModel
@@ -94,7 +97,12 @@ async def killed(student: RayStudent, output_dir: Path) -> StudentFit:
     return result
 
 
-def test_same_student_again_after_a_worker_or_the_mailbox_died(folder: Path) -> None:
+def kill_train_controller() -> None:
+    (controller,) = [one for one in psutil.Process().children(recursive=True) if "TrainController" in one.name()]
+    controller.kill()
+
+
+def test_same_student_again_after_a_worker_or_the_controller_died(folder: Path) -> None:
     async def scenario() -> tuple[StudentFit, StudentFit, StudentFit]:
         student = make_student(folder, max_failures=1)
         await student.start()
@@ -104,8 +112,7 @@ def test_same_student_again_after_a_worker_or_the_mailbox_died(folder: Path) -> 
             assert steps == sorted(steps)
             assert steps[-1] == TRAIN["min_steps"]
             crashed = await killed(student, folder / "crashed")
-            end = once(lambda: ray.kill(student._mailbox))
-            orphaned = await student.fit(labeled(40, seed=0), 0, folder / "orphaned", end)
+            orphaned = await student.fit(labeled(40, seed=0), 0, folder / "orphaned", once(kill_train_controller))
             student._student = student._student.model_copy(update={"timeout_s": 0.05})
             with pytest.raises(RunError, match=r"longer than student\.timeout_s \(0\.05 s\)(.|\n)*lost 2 times"):
                 await student.fit(labeled(40, seed=0), 1, folder / "late")
@@ -172,6 +179,39 @@ def test_two_workers_train_as_one_and_one_that_hangs_is_replaced(folder: Path) -
     assert two.metrics["al/accuracy"] == pytest.approx(metrics["al/accuracy"], abs=0.02)
     assert two.metrics["al/loss"] == pytest.approx(metrics["al/loss"], rel=0.05)
     assert two.metrics["student/loss"] == pytest.approx(one.metrics["student/loss"], rel=0.05)
+
+
+def test_a_dead_mailbox_is_replaced(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, told = JobState(revision=1, metrics={}), list[str]()
+    student = make_student(tmp_path, max_failures=1, incidents=Incidents(tmp_path, told.append))
+    mailboxes = [SimpleNamespace(submit=dying(ActorDiedError())), SimpleNamespace(submit=dying(None))]
+
+    async def start() -> None:
+        student._mailbox = mailboxes.pop(0)
+
+    async def follow(progress: object) -> JobState:
+        return done
+
+    monkeypatch.setattr(student, "_start", start)
+    monkeypatch.setattr(student, "_follow", follow)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    fit = asyncio.run(student.fit(labeled(4, seed=0), 0, tmp_path / "fit"))
+    assert fit.version == 0
+    assert mailboxes == []
+    assert len(told) == 1
+    assert told[0].startswith("student lost: the student's mailbox died")
+
+
+def dying(error: Exception | None) -> SimpleNamespace:
+    """A method of an actor."""
+
+    async def call(*arguments: object) -> None:
+        if error is not None:
+            raise error
+
+    return SimpleNamespace(remote=call)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_the_start(folder: Path) -> None:
