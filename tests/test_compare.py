@@ -153,19 +153,22 @@ def curves(directory: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in point.items() if key != "seconds"} for point in points]
 
 
-def start(reviews: Path, out: Path, methods: str) -> subprocess.Popen[str]:
-    options = ["--methods", methods, "--seeds", "1", "--out", str(out)]
-    command = [str(GENAL_RAY), "compare", str(reviews), *options]
+def start(reviews: Path, out: Path) -> subprocess.Popen[str]:
+    """Random, and after it the same under another name."""
+    options = ["--methods", "random", "--method", "again:acquisition=random,generator=null", "--parallel", "1"]
+    command = [str(GENAL_RAY), "compare", str(reviews), *options, "--seeds", "1", "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_killed_comparison_goes_on_to_the_same_curves(reviews: Path, tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(reviews, killed, "random")
+    """The first run is cut off, the second, equal to it, is not."""
+    out = tmp_path / "out"
+    run = out / "runs" / "random" / "seed-3"
+    process = start(reviews, out)
     deadline = time.monotonic() + 240
-    while not (killed / "runs" / "random" / "seed-3" / "rounds" / "0001" / "COMMITTED").exists():
+    while not (run / "rounds" / "0001" / "COMMITTED").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.05)
@@ -176,15 +179,14 @@ def test_a_killed_comparison_goes_on_to_the_same_curves(reviews: Path, tmp_path:
         except ProcessLookupError:
             continue
     process.communicate(timeout=60)
-    outputs = []
-    for directory in (killed, whole):
-        process = start(reviews, directory, "random")
-        output, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, output
-        outputs.append(output)
-    assert curves(killed) == curves(whole)
-    assert [p["num_labels"] for p in curves(killed)] == [6, 15, 24]
-    ledger = (killed / "runs" / "random" / "seed-3" / "labels" / "ledger.jsonl").read_text().splitlines()
+    assert not (out / "runs" / "again").exists()
+    process = start(reviews, out)
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    cut_off, whole = ([{**p, "method": ""} for p in curves(out) if p["method"] == m] for m in ("random", "again"))
+    assert cut_off == whole
+    assert [p["num_labels"] for p in whole] == [6, 15, 24]
+    ledger = (run / "labels" / "ledger.jsonl").read_text().splitlines()
     assert len({json.loads(line)["id"] for line in ledger}) == len(ledger) == 24
-    assert "the budget of 24 labels is spent" in outputs[1]
-    assert {"summary.csv", "figure.png", "figure.svg", "README.md"} <= {p.name for p in whole.iterdir()}
+    assert "the budget of 24 labels is spent" in output
+    assert {"summary.csv", "figure.png", "figure.svg", "README.md"} <= {p.name for p in out.iterdir()}
