@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.incidents import Incidents
 from actors.liveness import Place, Unresponsive, attended
@@ -63,6 +64,7 @@ class RayStudent:
         self._busy = False
         self._restarts = 0
         self._workers: tuple[Place, ...] = ()
+        self._reserved: PlacementGroup | None = None
 
     async def start(self) -> None:
         """Start the workers and wait until they hold the pretrained weights.
@@ -100,6 +102,7 @@ class RayStudent:
         if failure is not None:
             await self._kill()
             raise failure
+        self._reserved = await self._mailbox.reserved.remote()
 
     async def fit(
         self,
@@ -188,7 +191,7 @@ class RayStudent:
             state = await self._news(state.revision)
             if state.attempts > max(attempts, 1):
                 await self._incidents.lost("student worker", f"Ray Train began group {state.attempts} for this student")
-            self._workers = state.workers
+            self._workers, self._reserved = state.workers, state.reserved or self._reserved
             if progress is not None and state.total:
                 progress(state.done, state.total)
         if state.error is not None:
@@ -219,10 +222,15 @@ class RayStudent:
                 told = True
 
     async def _kill(self) -> None:
-        """Kill the mailbox, and with it the Ray Train controller and the workers that it owns."""
+        """Kill the mailbox, and with it the Ray Train controller and the workers that it owns; free what they held."""
         if self._mailbox is not None:
             ray.kill(self._mailbox)
             self._mailbox = None
+        if self._reserved is not None:
+            # Ray keeps the reservation of a controller that died until the driver ends; Ray Train's own cleaner, which
+            # should free it, asks the dashboard, and a private cluster has none.
+            await asyncio.to_thread(remove_placement_group, self._reserved)
+            self._reserved = None
 
     def _warm_start(self, version: int, output_dir: Path) -> str | None:
         """The last round's student: `rounds/0006/student` for `rounds/0007/student`; a resumed run finds it as well."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup
 
 from actors.liveness import Place
 from actors.student_worker import FitJob, WorkerSetup, make_trainer
@@ -41,6 +42,8 @@ class JobState:
     """Worker groups that were given the job: more than 1 after a crash."""
     workers: tuple[Place, ...] = ()
     """Of the last group, by rank."""
+    reserved: PlacementGroup | None = None
+    """What that group's CPUs and GPUs are reserved by."""
     metrics: Mapping[str, float] | None = None
     """Set when the job is finished."""
     stop_predictions: tuple[int, ...] = ()
@@ -62,6 +65,7 @@ class StudentMailbox:
         self._job: FitJob | None = None
         self._state = JobState(revision=0)
         self._places: dict[int, Place] = {}
+        self._reserved: PlacementGroup | None = None
         self._ready: set[int] = set()
         self._closed = False
         self._failure: GenalRayError | None = None
@@ -113,9 +117,14 @@ class StudentMailbox:
         """The workers of the current group by rank; a sign of life, too."""
         return dict(self._places)
 
-    async def join(self, rank: int, place: Place) -> None:
+    async def reserved(self) -> PlacementGroup | None:
+        """What the resources of the current group are reserved by."""
+        return self._reserved
+
+    async def join(self, rank: int, place: Place, reserved: PlacementGroup | None) -> None:
         """A worker has started."""
         self._places[rank] = place
+        self._reserved = reserved
         self._ready.discard(rank)
 
     async def ready(self, rank: int) -> None:
@@ -134,7 +143,7 @@ class StudentMailbox:
             await self._changed.wait_for(lambda: self._closed or waiting() is not None)
         if not self._closed and rank == 0:
             places = tuple(self._places[rank] for rank in sorted(self._places))
-            await self._advance(attempts=self._state.attempts + 1, workers=places)
+            await self._advance(attempts=self._state.attempts + 1, workers=places, reserved=self._reserved)
         return None if self._closed else waiting()
 
     async def progress(self, number: int, done: int, total: int) -> None:

@@ -97,6 +97,10 @@ async def killed(student: RayStudent, output_dir: Path) -> StudentFit:
     return result
 
 
+def num_reservations() -> int:
+    return sum(group["state"] == "CREATED" for group in ray.util.placement_group_table().values())
+
+
 def kill_train_controller() -> None:
     (controller,) = [one for one in psutil.Process().children(recursive=True) if "TrainController" in one.name()]
     controller.kill()
@@ -113,9 +117,11 @@ def test_same_student_again_after_a_worker_or_the_controller_died(folder: Path) 
             assert steps[-1] == TRAIN["min_steps"]
             crashed = await killed(student, folder / "crashed")
             orphaned = await student.fit(labeled(40, seed=0), 0, folder / "orphaned", once(kill_train_controller))
+            assert num_reservations() == 1, "what the lost Ray Train run held is free"
             student._student = student._student.model_copy(update={"timeout_s": 0.05})
             with pytest.raises(RunError, match=r"longer than student\.timeout_s \(0\.05 s\)(.|\n)*lost 2 times"):
                 await student.fit(labeled(40, seed=0), 1, folder / "late")
+            assert num_reservations() == 0
         finally:
             await student.stop()
         return whole, crashed, orphaned
