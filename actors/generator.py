@@ -154,7 +154,8 @@ class GeneratorService:
             try:
                 await asyncio.wait_for(send(), self._config.timeout_s + 5)  # its own error says more
             except (TimeoutError, HandOverError) as error:
-                await self._incidents.lost("weight transfer", error or "it took too long")  # the folder has them, too
+                # the folder has them, too
+                await self._incidents.lost("weight transfer", str(error) or "it took too long")
         try:
             reports = await self._load_everywhere(new)
         except TimeoutError:

@@ -7,6 +7,7 @@ dead one held on its folder is free.
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -39,7 +40,8 @@ def remove_abandoned(parent: Path) -> None:
     for path in parent.glob(f"{_PREFIX}*/{_OWNER}"):
         try:
             with path.open("r+") as owner:
-                if time.time() - path.stat().st_mtime > _YOUNG_S:
+                ours = path.parent.lstat().st_uid == os.getuid()
+                if ours and time.time() - path.stat().st_mtime > _YOUNG_S:
                     fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     shutil.rmtree(path.parent, ignore_errors=True)
         except OSError:  # somebody's, somebody else's, or just removed

@@ -332,24 +332,22 @@ def test_incomplete_policy_breaks_the_replica_and_is_reported(session: Session, 
 
 @pytest.mark.ray
 def test_untied_head_receives_new_weights(ray_session: None, tiny_lm_untied: Path, tmp_path: Path) -> None:
-    async def written(service: GeneratorService) -> list[tuple[int, ...]]:
-        return tokens(await service.generate(prompts, greedy=True))
-
-    async def before_and_after() -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    async def before_and_after() -> tuple[list[Completion], list[Completion]]:
         service = GeneratorService(make_config(tiny_lm_untied), "test-untied")
         await service.start()
         try:
-            before = await written(service)
+            before = await service.generate(prompts, greedy=True)
             await service.load_policy(PolicyUpdate(version=1, path=str(new), metrics={}))
-            return before, await written(service)
+            return before, await service.generate(prompts, greedy=True)
         finally:
             await service.stop()
 
     new = make_tiny_lm(tmp_path / "new", tied=False, seed=5)
     prompts = make_prompts([20, 40, 64, 100, 128, 150, 180, 200], tiny_lm_untied)
     before, after = asyncio.run(before_and_after())
-    assert before == greedy_reference(tiny_lm_untied, prompts)
-    assert after == greedy_reference(new, prompts)
+    assert tokens(before) == greedy_reference(tiny_lm_untied, prompts)
+    assert tokens(after) == greedy_reference(new, prompts)
+    assert {c.policy_version for c in after} == {1}
 
 
 @pytest.mark.ray
