@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.backoff import wait_s
 from actors.generator_engine import pretrained_folder
 from actors.incidents import Incidents
 from actors.learner_worker import LearnerWorker
@@ -23,9 +24,6 @@ from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, HandOverError, RunError
 from genal_ray.paths import is_local
 from genal_ray.types import PolicyUpdate, Rollout
-
-BACKOFF_S = 1.0
-"""Before the first new group; twice as long before each further one."""
 
 Send = Callable[[], Awaitable[object]]
 """Brings the learner's weights straight into the generator's engines."""
@@ -165,7 +163,7 @@ class LearnerGroup:
                         f"learner.max_failures allows {self._restarts}"
                     ) from error
                 self._restarts += 1
-                await asyncio.sleep(BACKOFF_S * 2 ** (self._restarts - 1))
+                await asyncio.sleep(wait_s(self._restarts))
             except HandOverError:
                 raise  # a transfer that failed may leave threads in NCCL: the next call starts a new group
             except GenalRayError:

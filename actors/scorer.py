@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
+from actors.backoff import wait_s
 from actors.incidents import Incidents
 from actors.liveness import CONTROL, CONTROL_GROUP, attended
 from actors.scorer_queue import PieceQueue, reason
@@ -73,6 +75,7 @@ class ScorerPool:
         self._incidents = incidents or Incidents()
         self._actors: list[Any] = []
         self._places: list[Any] = []  # references of the actors' Place
+        self._losses: Counter[int] = Counter()  # in a row, by seat
         self._labeled: _Labeled | None = None
         self._num_retries = 0
 
@@ -299,12 +302,13 @@ class ScorerPool:
                 work.failed(part, error)
                 await self._replace(seat, error)
             else:
+                del self._losses[seat]
                 work.succeeded(part, result)
 
     async def _replace(self, seat: int, error: Exception) -> None:
         hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
         await self._incidents.lost("scorer", reason(error), hung=hung)
-        self._renew(seat)
+        await self._renew(seat)
         await self._ready(seat)
 
     async def _patiently(self, seat: int, call: Call, piece: Any) -> Any:
@@ -325,8 +329,11 @@ class ScorerPool:
         resources = {"num_cpus": scorer.num_cpus, "num_gpus": scorer.num_gpus}
         return ray.remote(**resources, concurrency_groups=CONTROL_GROUP)(self._scorer_class).remote(self._config)
 
-    def _renew(self, seat: int) -> None:
+    async def _renew(self, seat: int) -> None:
+        """Another scorer takes the seat, after a wait that grows until a piece is done there."""
         ray.kill(self._actors[seat])
+        self._losses[seat] += 1
+        await asyncio.sleep(wait_s(self._losses[seat]))
         self._actors[seat] = self._launch()
         self._places[seat] = _place(self._actors[seat])
 
@@ -340,7 +347,7 @@ class ScorerPool:
             except RayActorError as error:
                 lost = error
                 await self._incidents.lost("scorer", f"it died at its start: {reason(error)}")
-                self._renew(seat)
+                await self._renew(seat)
             except RayTaskError as error:
                 raise RunError(f"a scorer failed at its start: {error}") from error
             except TimeoutError as error:

@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from actors.backoff import wait_s
 from actors.incidents import Incidents
 from actors.liveness import Place, Unresponsive, attended
 from actors.student_mailbox import JobState, StudentMailbox, TrainRunLost
@@ -175,6 +176,7 @@ class RayStudent:
                         f"{lost}\nThe student's training was lost {self._restarts} times, more often than "
                         f"student.max_failures ({self._student.max_failures}) allows"
                     ) from error
+                await asyncio.sleep(wait_s(self._restarts))
 
     def _overdue(self, error: Exception) -> str:
         if isinstance(error, Unresponsive):

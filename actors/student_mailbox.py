@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup
 
+from actors.backoff import wait_s
 from actors.liveness import Place
 from actors.student_worker import FitJob, WorkerSetup, make_trainer
 from genal_ray.errors import GenalRayError, RunError
@@ -66,6 +68,7 @@ class StudentMailbox:
         self._state = JobState(revision=0)
         self._places: dict[int, Place] = {}
         self._reserved: PlacementGroup | None = None
+        self._joined: Counter[int] = Counter()
         self._ready: set[int] = set()
         self._closed = False
         self._failure: GenalRayError | None = None
@@ -121,11 +124,15 @@ class StudentMailbox:
         """What the resources of the current group are reserved by."""
         return self._reserved
 
-    async def join(self, rank: int, place: Place, reserved: PlacementGroup | None) -> None:
-        """A worker has started."""
+    async def join(self, rank: int, place: Place, reserved: PlacementGroup | None) -> float:
+        """A worker has started; returns the seconds for which it should wait, as Ray Train itself replaces lost groups
+        at once."""
         self._places[rank] = place
         self._reserved = reserved
         self._ready.discard(rank)
+        self._joined[rank] += 1
+        losses = self._joined[rank] - 1
+        return wait_s(losses) if losses else 0.0
 
     async def ready(self, rank: int) -> None:
         """A worker has loaded the pretrained weights."""

@@ -111,7 +111,7 @@ def work(config: Mapping[str, Any]) -> None:
     mailbox = config["mailbox"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    ray.get(mailbox.join.remote(rank, here(), get_current_placement_group()))
+    time.sleep(ray.get(mailbox.join.remote(rank, here(), get_current_placement_group())))
     try:
         _quiet(setup.student.threads)
         pretrained = Pretrained.load(setup.student, setup.labels, get_device())

@@ -8,6 +8,7 @@ A finished run is not begun again and a run that was cut off goes on, so the sam
 from __future__ import annotations
 
 import shlex
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from actors.backoff import wait_s
 from cluster import contact
 from cluster.console import ComparisonView
 from cluster.interrupts import interrupts
@@ -91,11 +93,14 @@ class _Work:
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     losses: Counter[tuple[str, int]] = field(default_factory=Counter)
     """Drivers of a run that died."""
+    on_hold_until: float = 0.0
+    """On the monotonic clock: no run is started before."""
 
-    @property
-    def configs(self) -> list[RunConfig]:
-        """Of the active runs."""
-        return [active.job.config for active in self.active]
+    def may_start(self, room: Room) -> bool:
+        """Whether the next run of the queue may start."""
+        if not self.waiting or time.monotonic() < self.on_hold_until:
+            return False
+        return room.has(self.waiting[0].config, [active.job.config for active in self.active])
 
 
 def plan(
@@ -260,21 +265,19 @@ def _session(
 
 def _run_all(comparison: Comparison, work: _Work, address: str, room: Room, view: ComparisonView) -> bool:
     """Runs the queue; returns whether it was asked to stop before the end."""
-    import ray
-
     total = sum(budget.total for budget in comparison.budgets.values())
     heard = 0
     grace_s = min(job.config.cluster.grace_s for job in comparison.jobs)
     with interrupts(grace_s) as arrived:
         while work.active or (work.waiting and not heard):
-            while work.waiting and not heard and room.has(work.waiting[0].config, work.configs):
+            while not heard and work.may_start(room):
                 job = work.waiting.pop(0)
                 work.num_labels -= _num_labels(job)
                 work.active.append(_start(comparison, job, address))
             if arrived.pressure > heard:
                 heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
-            done, _ = ray.wait([a.work for a in work.active], timeout=_POLL_S)
+            done = _wait(work)
             for active in list(work.active):
                 if active.work in done:
                     work.active.remove(active)
@@ -284,6 +287,17 @@ def _run_all(comparison: Comparison, work: _Work, address: str, room: Room, view
                     _look(active)
             view.progress(work.num_labels + sum(active.num_labels for active in work.active), total)
     return heard > 0
+
+
+def _wait(work: _Work) -> list[Any]:
+    """What has ended within a moment, as references."""
+    import ray
+
+    if not work.active:  # the run that is to go on is on hold
+        time.sleep(_POLL_S)
+        return []
+    done: list[Any] = ray.wait([active.work for active in work.active], timeout=_POLL_S)[0]
+    return done
 
 
 def _start(comparison: Comparison, job: Job, address: str) -> _Active:
@@ -350,6 +364,7 @@ def _start_again(active: _Active, error: Exception, work: _Work, view: Compariso
     work.losses[key] += 1
     keep_incident(job.store.path, "driver", str(error).partition("\n")[0])
     work.waiting.insert(0, job)
+    work.on_hold_until = time.monotonic() + wait_s(work.losses[key])
     view.say(f"{job.title}: its driver died; starting again, {work.losses[key]} of {allowed} times")
 
 

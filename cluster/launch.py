@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actors.backoff import wait_s
 from cluster import contact
 from cluster.console import NoView, View
 from cluster.interrupts import Interrupts, interrupts
@@ -31,9 +32,6 @@ from genal_ray.store import RunDirectory
 from genal_ray.working_copy import new_run
 
 _POLL_S = 0.5
-RESTART_BACKOFF_S = 2.0
-"""Before a driver is started again; twice as long before each further time."""
-
 START_TIMEOUT_S = 300.0
 """For the driver's process to start and its libraries to load."""
 
@@ -121,7 +119,7 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             keep_incident(store.path, "driver", what)
             of = f"{restarts} of {config.cluster.max_restarts} times"
             view.say(f"{what}\nWhat was done is kept: starting again, {of}")
-            time.sleep(RESTART_BACKOFF_S * 2 ** (restarts - 1))
+            time.sleep(wait_s(restarts))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

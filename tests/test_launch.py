@@ -142,7 +142,8 @@ def test_a_lost_driver_is_started_again_a_few_times(
         return STATUS
 
     monkeypatch.setattr(launch, "_attempt", attempt)
-    monkeypatch.setattr(launch, "RESTART_BACKOFF_S", 0)
+    waits: list[float] = []
+    monkeypatch.setattr(launch.time, "sleep", waits.append)
     store, view = RunDirectory(tmp_path / "run"), Recorder()
     if ends:
         assert launch.launch(config, store, address=None, resume=False, view=view) is STATUS
@@ -150,6 +151,7 @@ def test_a_lost_driver_is_started_again_a_few_times(
         with pytest.raises(RunError, match=r"lost 3 times, cluster\.max_restarts allows 2(.|\n)*genal-ray resume"):
             launch.launch(config, store, address=None, resume=False, view=view)
     assert attempts == [False, True, True]
+    assert waits == [1, 2]
     assert store.num_restarts == 2
     assert [text.count("of 2 times") for text in view.said if "starting again" in text] == [1, 1]
 

@@ -17,6 +17,7 @@ import pytest
 from ray import cloudpickle
 from ray.exceptions import ObjectLostError
 
+from actors import backoff
 from actors.incidents import Incidents
 from actors.scorer import ScorerPool
 from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
@@ -94,6 +95,12 @@ def unsharded(candidates: Sequence[Instance], labeled: Sequence[Instance], stude
     index = LabeledIndex(model.predict([item.student_input for item in labeled]))
     features = model.predict([item.student_input for item in candidates])
     return Signal().score(features, index, np.zeros(len(candidates), np.uint64))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a lost scorer is replaced."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0.05)
 
 
 class WatchedScorer(Scorer):

@@ -1,0 +1,88 @@
+"""Lost parts wait before they start again, longer each time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError
+
+from actors import scorer as scorer_module
+from actors.backoff import wait_s
+from actors.liveness import Place
+from actors.scorer import ScorerPool
+from actors.student_mailbox import StudentMailbox
+from genal_ray.config import parse_config
+
+
+def test_waits_double_up_to_half_a_minute() -> None:
+    assert [wait_s(losses) for losses in range(1, 8)] == [1, 2, 4, 8, 16, 30, 30]
+    assert wait_s(100_000) == 30
+
+
+def test_a_replaced_group_of_student_workers_waits() -> None:
+    mailbox = StudentMailbox(setup=None)  # type: ignore[arg-type]
+    place = Place(pid=1, node_id="node")
+
+    async def joins() -> list[float]:
+        return [await mailbox.join(rank, place, None) for _ in range(3) for rank in (0, 1)]
+
+    assert asyncio.run(joins()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The seat's waits grow over losses in a row and begin anew after a piece was done."""
+    sections = {"task": {"domain": "d"}, "data": {"source": str(tmp_path)}, "student": {"model": "minilm"}}
+    pool = ScorerPool(parse_config(sections, "test"))
+    waits, fates = list[float](), [False, False, True, False, True]
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def patiently(seat: int, call: Any, piece: Any) -> str:
+        if fates.pop(0):
+            return "scored"
+        raise ActorDiedError()
+
+    async def ready(seat: int) -> None: ...
+
+    monkeypatch.setattr(scorer_module.asyncio, "sleep", sleep)
+    monkeypatch.setattr(pool, "_patiently", patiently)
+    monkeypatch.setattr(pool, "_ready", ready)
+    monkeypatch.setattr(pool, "_launch", lambda: None)
+    monkeypatch.setattr(scorer_module, "_place", lambda actor: None)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    pool._actors, pool._places = [None], [None]
+    queue = Queue([0, 1, 2, 3, 4])
+    with pytest.raises(asyncio.QueueEmpty):
+        asyncio.run(pool._work(0, queue, lambda actor, piece: None))  # type: ignore[arg-type]
+    assert waits == [1, 2, 1]
+    assert queue.done == [2, 4]
+
+
+class Queue:
+    """Of parts, each taken once."""
+
+    def __init__(self, parts: Sequence[int]) -> None:
+        left = iter(parts)
+
+        async def get() -> int:
+            for part in left:
+                return part
+            raise asyncio.QueueEmpty
+
+        self.queue = SimpleNamespace(get=get)
+        self.done: list[int] = []
+
+    def reference(self, part: int) -> int:
+        return part
+
+    def failed(self, part: int, error: Exception) -> None: ...
+
+    def succeeded(self, part: int, result: object) -> None:
+        self.done.append(part)
