@@ -191,7 +191,7 @@ def _gpu_problems(config: RunConfig, placements: Sequence[Placement], machine: M
             "cluster with --address"
         )
     generator = config.generator
-    if generator is not None and generator.num_gpus and generator.tensor_parallel_size > generator.num_gpus:
+    if generator is not None and generator.num_gpus and generator.tensor_parallel_size > math.ceil(generator.num_gpus):
         problems.append(
             f"generator.tensor_parallel_size is {generator.tensor_parallel_size} but a replica gets "
             f"{generator.num_gpus:g} GPUs: set generator.num_gpus to {generator.tensor_parallel_size}"

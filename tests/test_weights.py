@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ray import cloudpickle
 
 from actors.generator_replica import BrokenReplicaError, GenerateRequest
 from actors.weight_sender import ParamMeta, WeightSender, rank_offsets
@@ -16,6 +18,8 @@ from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_e
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import HandOverError, UserError
 from genal_ray.types import PolicyUpdate, Prompt
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
 
 POLICY = PolicyRef(version=4, path="/policies/4")
 
