@@ -120,8 +120,9 @@ def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
     }
     if on_gpu:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
-    else:
+    if config.num_gpus < 1:  # on a shared GPU vLLM's own measurement fails when others free memory meanwhile
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    if not on_gpu:
         arguments["enforce_eager"] = True
         # a seeded request whose prompt is prefilled in pieces kills vLLM's CPU engine: it rewinds a random generator
         # in a way that only CUDA's generators know

@@ -38,9 +38,10 @@ def generator(config: GeneratorConfig) -> Footprint:
     """Weights and key-value cache; on CPU a second copy of the weights while new ones arrive."""
     parameters, unknown = _size(config.model, config.revision)
     weights = parameters * _width(config.dtype)
+    cache = int(config.kv_cache_gib * GIB) if config.num_gpus < 1 else 0  # else it takes what is free
     if config.num_gpus > 0:
-        return Footprint(host=_ENGINE + weights, gpu=weights + _CUDA, unknown=unknown)
-    return Footprint(host=_ENGINE + 2 * weights + int(config.kv_cache_gib * GIB), unknown=unknown)
+        return Footprint(host=_ENGINE + weights, gpu=weights + cache + _CUDA, unknown=unknown)
+    return Footprint(host=_ENGINE + 2 * weights + cache, unknown=unknown)
 
 
 def scorer(config: RunConfig) -> Footprint:

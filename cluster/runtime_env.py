@@ -60,8 +60,9 @@ def runtime_env(config: RunConfig, private: Path | None) -> dict[str, Any]:
     variables = environment(config)
     if private is not None:
         search = [str(source_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
-        # vLLM's sockets, which a killed engine leaves behind, go with the cluster's files.
-        variables |= {"PYTHONPATH": os.pathsep.join(search), "VLLM_RPC_BASE_PATH": str(private)}
+        # Sockets and temporary files, which a killed process leaves behind, go with the cluster's files.
+        variables |= {"VLLM_RPC_BASE_PATH": str(private), "TMPDIR": str(private)}
+        variables["PYTHONPATH"] = os.pathsep.join(search)
         return {"env_vars": variables}
     if is_installed():
         return {"env_vars": variables}

@@ -205,8 +205,10 @@ class GeneratorConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1)
     max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
     prompts_per_request: int = Field(64, ge=1, description="prompts per Serve call")
-    gpu_memory_utilization: float = Field(0.85, gt=0, lt=1)
-    kv_cache_gib: float = Field(1.0, gt=0, description="key-value cache on CPU, GiB")
+    gpu_memory_utilization: float = Field(
+        0.85, gt=0, lt=1, description="share of a GPU's memory that is to be free at the start, and is then taken"
+    )
+    kv_cache_gib: float = Field(1.0, gt=0, description="key-value cache on CPU and on a GPU that is shared, GiB")
     weight_transfer: Literal["auto", "file", "nccl", "ipc"] = Field(
         "auto", description="auto: file on CPU, nccl on GPU"
     )

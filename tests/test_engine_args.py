@@ -24,7 +24,9 @@ def test_engine_arguments_come_from_the_configuration(tiny_lm: Path) -> None:
     assert "gpu_memory_utilization" not in arguments
     on_gpu = engine_args(make_config(tiny_lm, num_gpus=1, gpu_memory_utilization=0.5), str(tiny_lm))
     assert on_gpu["gpu_memory_utilization"] == 0.5
-    assert "enforce_eager" not in on_gpu
+    assert not {"enforce_eager", "kv_cache_memory_bytes"} & set(on_gpu)
+    shared = engine_args(make_config(tiny_lm, num_gpus=0.3, kv_cache_gib=0.5), str(tiny_lm))
+    assert shared["kv_cache_memory_bytes"] == 2**29
 
 
 def test_environment_of_a_replica(tiny_lm: Path) -> None:

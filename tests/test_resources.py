@@ -16,6 +16,7 @@ from cluster import memory, resources
 from cluster.machine import GIB, Machine, visible_gpus
 from cluster.models import count_parameters
 from cluster.resources import check_local, describe, requirements, totals
+from cluster.runtime_env import runtime_env
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import UserError
 
@@ -87,6 +88,16 @@ def test_gpus_that_are_not_there() -> None:
 def test_tensor_parallel_size_above_the_gpus_of_a_replica() -> None:
     message = refusal(small(generator={"num_gpus": 1, "tensor_parallel_size": 2}), GPU_NODE)
     assert "set generator.num_gpus to 2" in message
+
+
+def test_a_replica_may_share_a_gpu() -> None:
+    made = small(generator={"num_gpus": 0.3}, learner={"num_gpus": 0.3}, student={"num_gpus": 0.1})
+    check_local(made, requirements(made), GPU_NODE)
+
+
+def test_workers_put_temporary_files_into_the_folder_that_goes_with_a_private_cluster(tmp_path: Path) -> None:
+    assert runtime_env(config(), tmp_path)["env_vars"]["TMPDIR"] == str(tmp_path)
+    assert "TMPDIR" not in runtime_env(config(), None)["env_vars"]
 
 
 def test_tensor_parallel_size_above_the_gpus_of_the_node() -> None:
