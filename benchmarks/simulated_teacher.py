@@ -6,8 +6,9 @@ It is NOT a language model, and what it shows is a best case: its texts are real
 run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
-- hard texts: of a random tenth of the hidden texts those most like the ones that the request shows as wrong
-- easy texts: those most like the ones shown as right
+- hard texts: of a random tenth of the hidden texts those most like the ones that the request shows as wrong; of each
+  label, or with an entity of each type, in turn, because it is asked to spread them
+- easy texts: likewise those most like the ones shown as right
 - texts of a label, or with an entity of a type (direct generation): random ones of it
 - rephrasing (AugGPT): the text itself with some words dropped and swapped, entities left alone
 - labels: the true one, or, for the set share of texts, another; of entities, a share is overlooked or of another type
@@ -44,6 +45,7 @@ SAMPLES = (
     re.compile(r'^- (?P<text>".*")\n  entities: .*(?P<wrong>\n  the student says: .*)?$', re.MULTILINE),
 )
 ASKED = re.compile(r"^Write \d+ new .* (?:with the label|of the type) (?P<name>.+?), each different", re.MULTILINE)
+SPREAD = re.compile(r"^Spread (?:them|their entities) over the (?:labels|types) (?P<names>.+?)\. Never", re.MULTILINE)
 SOURCE = re.compile(r'^(?P<text>".*")$', re.MULTILINE)
 KEPT = re.compile(r"^Keep these words exactly as they are: (?P<words>.*)\.$", re.MULTILINE)
 LABELED = re.compile(r'^Text (?P<number>\d+): (?P<text>".*")$', re.MULTILINE)
@@ -122,10 +124,13 @@ class Teacher:
 
     def _lesson(self, asked: dict[str, Any], shown: str, rng: np.random.Generator) -> dict[str, Any]:
         samples = [(json.loads(m["text"]), m["wrong"] is None) for form in SAMPLES for m in form.finditer(shown)]
+        spread = SPREAD.search(shown)
+        assert spread is not None, "a lesson is asked to be spread"
+        names = spread["names"].split(", ")
         written: dict[str, list[Any]] = {}
         for tag, items in asked.items():
             models = [text for text, right in samples if right == (tag == "easy")] or [text for text, _ in samples]
-            written[tag] = [self._written(item, items) for item in self._like(models, items["maxItems"], rng)]
+            written[tag] = [self._written(item, items) for item in self._like(models, names, items["maxItems"], rng)]
         return written
 
     def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
@@ -144,13 +149,20 @@ class Teacher:
         keys = [key for key in fields if key != "text"]
         return item.text if not keys else {"text": item.text, keys[0]: self.label(item.text)}
 
-    def _like(self, models: list[str], count: int, rng: np.random.Generator) -> list[HiddenText]:
-        """In turns over `models`, the most similar of the texts considered; random ones where there is no model."""
+    def _like(
+        self, models: list[str], names: Sequence[str], count: int, rng: np.random.Generator
+    ) -> list[HiddenText]:
+        """In turns over `models` and `names`, the most similar of the texts considered; random ones where there is no
+        model, of any kind where there are none of a name."""
         rows = rng.permutation(len(self.hidden))[: max(int(CONSIDERED * len(self.hidden)), 2 * count)]
         scores = self._similarity(models)[:, rows] if models else rng.random((1, len(rows)))
+        order = rng.permutation(names)
         chosen: list[HiddenText] = []
         for i in range(count):
-            best = int(scores[i % len(scores)].argmax())
+            named = np.array([order[i % len(order)] in self.hidden[row].kinds for row in rows])
+            free = scores[i % len(scores)]
+            of_the_name = np.where(named, free, -np.inf)
+            best = int((of_the_name if np.isfinite(of_the_name).any() else free).argmax())
             scores[:, best] = -np.inf
             chosen.append(self.hidden[rows[best]])
         return chosen

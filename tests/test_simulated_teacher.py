@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,22 +112,30 @@ IDS = ["evokd", "no_analysis", "merged", "direct", "auggpt"]
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=IDS)
 def test_classes(tmp_path: Path, strategy: TeacherStrategy) -> None:
-    rows = [{"text": f"zebra zoo {'z' * i}", "label": "bad"} for i in range(100)]
-    rows += [{"text": f"yak yard {'y' * i}", "label": "good"} for i in range(100)]
+    rows = [
+        {"text": f"{animal} {animal} {animal} {i} {label}", "label": label}
+        for animal in ("zebra", "yak")
+        for label in ("bad", "good")
+        for i in range(200)
+    ]
     teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
     first = [("a zebra, 'quoted' \"twice\"", 0), ("a yak", 1)]
     drafts = taught(strategy, teacher, SingleText(domain="remarks"), Classes(("bad", "good")), first)
     assert len(drafts) == 8
     if isinstance(strategy, Evokd):
         assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+        assert Counter((draft.tag, draft.text.split()[-1]) for draft in drafts) == {
+            (tag, label): 2 for tag in ("hard", "easy") for label in ("bad", "good")
+        }
     given = [draft.label for draft in drafts]
     if strategy.labels_itself:
-        assert given == [int("y" in draft.text) for draft in drafts]
+        mark = "y" if isinstance(strategy, Auggpt) else "good"
+        assert given == [int(mark in draft.text) for draft in drafts]
     else:
         assert given == [None] * 8
     label = teacher.answer(
         {
-            "messages": [{"content": 'Text 1: "yak yard yy"\nText 2: "zebra zoo "'}],
+            "messages": [{"content": 'Text 1: "yak yak yak 7 good"\nText 2: "zebra zebra zebra 3 bad"'}],
             "seed": 0,
             "response_format": {"json_schema": {"schema": {"properties": {"1": {}, "2": {}}}}},
         }
@@ -137,25 +146,26 @@ def test_classes(tmp_path: Path, strategy: TeacherStrategy) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=IDS)
 def test_entities(tmp_path: Path, strategy: TeacherStrategy) -> None:
     rows = [
-        {"tokens": ["zebras", "@", f"Zoo{i}", "'s", "zoo"], "ner_tags": ["O", "O", "B-place", "O", "O"]}
-        for i in range(100)
-    ]
-    rows += [
-        {"tokens": ["yaks", "by", "Yu", f"Yi{i}", "."], "ner_tags": ["O", "O", "B-name", "I-name", "O"]}
-        for i in range(100)
+        {"tokens": [animal] * 4 + [*words, f"{words[-1]}{i}"], "ner_tags": ["O"] * 4 + tags}
+        for animal in ("zebra", "yak")
+        for words, tags in ((["@"], ["O", "B-place"]), (["by", "Yu"], ["O", "B-name", "I-name"]))
+        for i in range(200)
     ]
     teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
     space = EntityLabels(("name", "place"))
-    first = [("zebras zzz Zoo zoo zoo", (0, 0, 3, 0, 0)), ("yes , Yu Yong , yes", (0, 0, 1, 2, 0, 0))]
+    first = [("zebra zebra Zoo zebra zebra", (0, 0, 3, 0, 0)), ("yak , Yu Yak , yak", (0, 0, 1, 2, 0, 0))]
     drafts = taught(strategy, teacher, Ner(domain="tweets"), space, first)
     assert len(drafts) == 8
     assert sum(draft.num_rejected for draft in drafts) == 0
     if isinstance(strategy, Evokd):
         assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+        assert Counter((draft.tag, "by" in draft.text) for draft in drafts) == {
+            (tag, named): 2 for tag in ("hard", "easy") for named in (True, False)
+        }
     if strategy.labels_itself:
         assert all(draft.label is not None and any(draft.label) for draft in drafts)
-    labeled = teacher.label("yaks by Yu Yi7.")
-    assert labeled == [{"text": "Yu Yi7", "type": "name"}]
+    labeled = teacher.label("yak yak yak yak by Yu Yu7")
+    assert labeled == [{"text": "Yu Yu7", "type": "name"}]
 
 
 def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
