@@ -53,13 +53,24 @@ def genal_ray(*words: str, key: str) -> str:
     return done.stdout + done.stderr
 
 
+def with_entities(folder: Path) -> dict[str, str]:
+    """The remarks of `configuration` as words with tags, and the settings for them."""
+    for name in ("train", "test"):
+        texts = [json.loads(line)["text"] for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        rows = [{"tokens": text.split(), "tags": ["B-split", "O", f"B-number{i % 2}"]} for i, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"task.kind": "ner", "data.text_column": "tokens", "data.label_column": "tags"}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entities", [False, True])
+def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path, entities: bool) -> None:
     """A random model: it writes and labels nonsense in the asked form, which shows the mechanics and no more."""
     config = configuration(tmp_path, "http://unused/v1")
     model = make_tiny_lm(tmp_path / "lm", tied=True, context=4096)
-    settings = {
+    settings = with_entities(tmp_path) if entities else {}
+    settings |= {
         "llm": "{backend: generator, max_reply_tokens: 400, max_asks: 30}",
         "generator": f"{{model: {model}, kv_cache_gib: 0.1, max_model_len: 4096, dtype: float32, max_tokens: 16}}",
         "strategy": "{name: evokd, texts_per_call: 3, max_characters: 8, demonstrations: 2, memory: 0}",
@@ -71,6 +82,9 @@ def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
     assert sum(row["label"] is not None for row in rows) == 10
     calls = [json.loads(line) for line in (tmp_path / "run" / "llm" / "calls.jsonl").read_text().splitlines()]
     assert {call["request"]["purpose"] for call in calls} == {"analysis", "generation", "labeling"}
+    if entities:
+        assert all(len(row["label"]) == len(row["text"].split()) for row in rows if row["origin"] == "real")
+        assert all(isinstance(row["label"], list) for row in rows if row["label"] is not None)
 
 
 @pytest.mark.ray
