@@ -31,6 +31,8 @@ CONTROL_GROUP = {CONTROL: 1}
 
 DUMP_TIMEOUT_S = 60.0
 """For a task to start beside the process and to look at it."""
+REACH_TIMEOUT_S = 5.0
+"""For the process's node to take a connection."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,8 @@ async def stacks(place: Place) -> str:
 
     Never raises: where there is nothing to be seen, the text says why.
     """
+    if not await _is_reachable(place.node_id):
+        return f"process {place.pid} could not be looked at: node {place.node_id} cannot be reached\n"
     beside = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
     look = ray.remote(look_at).options(num_cpus=0, max_retries=0, scheduling_strategy=beside)
     try:
@@ -97,6 +101,21 @@ async def stacks(place: Place) -> str:
             return text
     except (TimeoutError, RayError) as error:
         return f"process {place.pid} on node {place.node_id} could not be looked at: {error or 'no answer'}\n"
+
+
+async def _is_reachable(node_id: str) -> bool:
+    """Whether the node takes connections: of one that vanished Ray itself learns after a minute only."""
+    nodes = {node["NodeID"]: node for node in await asyncio.to_thread(ray.nodes)}
+    if node_id not in nodes or not nodes[node_id]["Alive"]:
+        return False
+    address, port = nodes[node_id]["NodeManagerAddress"], nodes[node_id]["NodeManagerPort"]
+    try:
+        async with asyncio.timeout(REACH_TIMEOUT_S):
+            _, writer = await asyncio.open_connection(address, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def look_at(pid: int) -> str:
