@@ -1,13 +1,14 @@
 """A run over several hosts: one is lost, one joins late, the network to one is cut for a moment and for longer.
 
-    sudo python benchmarks/hosts.py --out runs/hosts
+    sudo python benchmarks/hosts.py --out runs/hosts [--compare]
 
 Hosts are network namespaces of this machine (`ip netns`, which needs root), each with an address of its own on one
-bridge and a Ray node in it; the run directory is on storage that all of them see, as docs/reliability.md asks. First
-one undisturbed run of the bundled example on this machine alone, then one of the same seed on the hosts, which suffers
-one event after the other, the next when two stages were finished since. At its end `genal-ray verify` has to find
-nothing, the budget has to be spent to the last label, and nobody may have resumed it. Prints the table: what each
-event took along, the seconds to the next finished stage, and where parts of the run were then.
+bridge and a Ray node in it; the run directory is on storage that all of them see, as docs/reliability.md asks. One run
+of the bundled example on the hosts suffers one event after the other, the next when a round was committed since. At its
+end `genal-ray verify` has to find nothing, the budget has to be spent to the last label, and nobody may have resumed
+it. Prints the table: what was on the host that an event hit, the seconds from the event to the next finished stage and
+to the next committed round, the incidents until then, and where the parts of the run were at that moment. Then, with
+`--compare`, an undisturbed run of the same seed on this machine alone: whether labels and accuracies are the same.
 """
 
 from __future__ import annotations
@@ -22,24 +23,32 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import chaos
 import psutil
-from chaos import KINDS, LAUNCHER, SETTINGS, audit, end, is_a, newest_stage, results
+from chaos import KINDS, LAUNCHER, audit, end, is_a, newest_stage, read_lines, results
 
-SETTINGS = {**SETTINGS, "scorer.num_actors": 2, "cluster.resource_wait_s": 120}
+SETTINGS = chaos.SETTINGS | {
+    "budget.total": 140,
+    "scorer.num_actors": 2,
+    "cluster.resource_wait_s": 180,
+}
 PORT = 6379
-BRIDGE = "gr-bridge"
+BRIDGE, GATEWAY = "gr-bridge", "10.77.0.254"
 NUM_HOSTS, CPUS = 3, 3
 """Hosts beside the head, and the logical CPUs of each: two of them hold the run, one alone does not."""
-SHORT_CUT_S, LONG_CUT_S = 8.0, 60.0
-"""Shorter and longer than the time after which Ray gives a node up."""
+SHORT_CUT_S, SILENT_CUT_S, LONG_CUT_S = 8.0, 32.0, 90.0
+"""Shorter than cluster.heartbeat_s (20 s here); longer, but shorter than it takes Ray to give a node up (about 50 s:
+five checks of 10 s at most, 3 s apart); longer than both."""
 JOINS_AFTER_S = 20.0
-START_S = 60.0
-TIMEOUT_S = 900.0
+START_S = 90.0
+TIMEOUT_S = 1800.0
 
 
 class Host:
@@ -54,6 +63,8 @@ class Host:
         ip("-n", self.name, "addr", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
             ip("-n", self.name, "link", "set", device, "up")
+        ip("-n", self.name, "route", "add", "default", "via", GATEWAY)
+        self.connected = True
 
     def run(self, *words: str, log: Path) -> subprocess.Popen[bytes]:
         """Starts a command on the host."""
@@ -63,13 +74,12 @@ class Host:
 
     def start_node(self, head: Host | None, folder: Path) -> subprocess.Popen[bytes]:
         """A Ray node that joins the one of `head`, or is the head."""
-        if head is None:
-            place = ["--head", f"--port={PORT}", f"--temp-dir={folder / 'ray'}", "--num-cpus=0"]
-            place.append("--include-dashboard=false")
-        else:
+        place = ["--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"]
+        if head is not None:
             place = [f"--address={head.address}:{PORT}", f"--num-cpus={CPUS}"]
+        place += [f"--node-ip-address={self.address}", f"--temp-dir={folder / self.name[3:]}"]
         ray = str(Path(sys.executable).with_name("ray"))
-        words = ["start", "--block", f"--node-ip-address={self.address}", "--object-store-memory=300000000", *place]
+        words = ["start", "--block", "--object-store-memory=300000000", *place]
         return self.run(ray, *words, log=folder / f"{self.name}.log")
 
     def processes(self) -> list[psutil.Process]:
@@ -99,9 +109,11 @@ class Host:
 
     def cut(self) -> None:
         ip("link", "set", self._link, "down")
+        self.connected = False
 
     def heal(self) -> None:
         ip("link", "set", self._link, "up")
+        self.connected = True
 
     def remove(self) -> None:
         self.lose()
@@ -145,106 +157,130 @@ class Network:
     def restart_ended_nodes(self) -> None:
         """As the machines' supervisors would: Ray ends a node that it had given up."""
         for host in self.workers:
-            if self._nodes[host.name].poll() is not None:
+            if host.connected and self._nodes[host.name].poll() is not None:
                 self._nodes[host.name] = host.start_node(self.head, self._folder)
 
     def lose(self, host: Host) -> None:
         host.lose()
         end(self._nodes.pop(host.name))
 
+    def parts(self) -> str:
+        there = {host.name: host.parts() for host in self.workers}
+        return "; ".join(f"{name}: {', '.join(parts)}" for name, parts in there.items() if parts)
+
     def fullest(self) -> Host:
-        return max(self.workers, key=lambda host: len(host.parts()))
+        return max(reversed(self.workers), key=lambda host: len(host.parts()))
 
     def remove(self) -> None:
         for host in self._hosts:
-            host.remove()
+            with suppress(OSError):  # what is gone already
+                host.remove()
         for node in self._nodes.values():
             end(node)
 
 
-def lost(network: Network) -> tuple[str, list[str]]:
-    """The others have room."""
-    host = network.fullest()
-    parts = host.parts()
-    network.lose(host)
-    return "host lost, room on the others", parts
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happens to the host with the most parts of the run, and what happens later."""
+
+    name: str
+    now: Callable[[Network, Host], None]
+    later: Callable[[Network, Host], None] = lambda network, host: None
+    after_s: float = 0.0
 
 
-def lost_and_replaced(network: Network) -> tuple[str, list[str]]:
-    """The others have no room until another one joins."""
-    host = network.fullest()
-    parts = host.parts()
-    network.lose(host)
-    time.sleep(JOINS_AFTER_S)
-    network.join()
-    return f"host lost, no room until another joins after {JOINS_AFTER_S:.0f} s", parts
+def cut_for(seconds: float) -> Event:
+    return Event(
+        name=f"network cut for {seconds:.0f} s",
+        now=lambda network, host: host.cut(),
+        later=lambda network, host: host.heal(),
+        after_s=seconds,
+    )
 
 
-def cut_for(seconds: float) -> Callable[[Network], tuple[str, list[str]]]:
-    def happens(network: Network) -> tuple[str, list[str]]:
-        host = network.fullest()
-        parts = host.parts()
-        host.cut()
-        time.sleep(seconds)
-        host.heal()
-        return f"network cut for {seconds:.0f} s, then healed", parts
-
-    return happens
+def fill_up(network: Network, host: Host) -> None:
+    for _ in range(NUM_HOSTS - 1):
+        network.join()
 
 
-EVENTS = (cut_for(SHORT_CUT_S), lost, lost_and_replaced, cut_for(LONG_CUT_S))
+LATE = Event(
+    name=f"started without room, {NUM_HOSTS - 1} more hosts join after {JOINS_AFTER_S:.0f} s",
+    now=lambda network, host: None,
+    later=fill_up,
+    after_s=JOINS_AFTER_S,
+)
+EVENTS = (
+    cut_for(SHORT_CUT_S),
+    cut_for(SILENT_CUT_S),
+    Event(name="host lost, room on the others", now=lambda network, host: network.lose(host)),
+    Event(
+        name=f"host lost, no room until another joins after {JOINS_AFTER_S:.0f} s",
+        now=lambda network, host: network.lose(host),
+        later=lambda network, host: network.join(),
+        after_s=JOINS_AFTER_S,
+    ),
+    cut_for(LONG_CUT_S),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     event: str
-    took_along: list[str]
-    seconds: float
+    hit: str
+    """The host and what was on it."""
+    stage_s: float
     """To the next finished stage, its work included."""
-    then: dict[str, list[str]]
-    """What of the run was on which host after that."""
+    round_s: float
+    """To the next committed round, likewise."""
+    incidents: dict[str, int]
+    """By part, until then."""
+    then: str
+    """What of the run was on which host at that moment."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/hosts"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compare", action="store_true", help="with an undisturbed run")
     args = parser.parse_args()
     if os.geteuid() or shutil.which("ip") is None:
         raise SystemExit("network namespaces need root, and the command ip (on Debian: apt-get install iproute2)")
     out = args.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    rng = random.Random(args.seed)
     settings = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
     command = [sys.executable, "-m", "cluster.cli", "run", "demo", *settings, "--output-dir"]
-    subprocess.run([*command, str(out / "undisturbed")], check=True, stdout=subprocess.DEVNULL)
-    with hosts(Path("/tmp") / f"gr-hosts-{os.getpid()}") as network:
-        for _ in range(1 + NUM_HOSTS):
-            network.join()
+    with hosts(Path("/tmp") / f"hosts-{os.getpid()}") as network:
+        network.join()
+        network.join()
         words = [*command, str(out / "run"), "--address", f"{network.head.address}:{PORT}"]
+        begun = time.monotonic()
         launcher = network.head.run(*words, log=out / "launcher.log")
         try:
-            rows = suffer(network, launcher, out / "run", rng)
+            rows = suffer(network, launcher, out / "run", random.Random(args.seed))
         finally:
             end(launcher)
-    findings = audit(out / "run", SETTINGS)
     print(table(rows))
-    same = results(out / "run") == results(out / "undisturbed")
-    print(f"launcher's exit code {launcher.returncode}; same labels and accuracies as undisturbed: {same}")
+    print(f"{time.monotonic() - begun:.0f} s; launcher's exit code {launcher.returncode}")
+    findings = audit(out / "run", SETTINGS)
     print("findings:", *findings or ["none"], sep="\n  ")
-    if findings or launcher.returncode or len(rows) < len(EVENTS):
+    if args.compare:
+        subprocess.run([*command, str(out / "undisturbed")], check=True, stdout=subprocess.DEVNULL)
+        same = results(out / "run") == results(out / "undisturbed")
+        print(f"same labels and accuracies as undisturbed: {same}")
+    if findings or launcher.returncode or len(rows) <= len(EVENTS) or not all(row.round_s for row in rows):
         raise SystemExit(1)
 
 
 @contextmanager
 def hosts(folder: Path) -> Iterator[Network]:
     """The network, gone with its processes and files at the end."""
-    folder.mkdir()
-    ip("link", "add", BRIDGE, "type", "bridge")
+    ip("link", "add", BRIDGE, "type", "bridge")  # not there twice: two of these would meet
     network = Network(folder)
     try:
-        ip("addr", "add", "10.77.0.254/24", "dev", BRIDGE)
+        folder.mkdir()
+        ip("addr", "add", f"{GATEWAY}/24", "dev", BRIDGE)
         ip("link", "set", BRIDGE, "up")
         yield network
     finally:
@@ -254,34 +290,55 @@ def hosts(folder: Path) -> Iterator[Network]:
 
 
 def suffer(network: Network, launcher: subprocess.Popen[bytes], run: Path, rng: random.Random) -> list[Row]:
-    """The run to its end, with one event after the other."""
-    rows: list[Row] = []
+    """The run to its end, with one event after the other; first it waits for hosts that join late."""
     until = time.monotonic() + TIMEOUT_S
 
-    def next_stage(after: str) -> bool:
-        """Waits for a newer one; whether there is one and the run goes on."""
-        while launcher.poll() is None and time.monotonic() < until:
-            network.restart_ended_nodes()
-            if (stage := newest_stage(run)) and stage != after:
-                return True
-            time.sleep(0.2)
-        return False
+    def goes_on() -> bool:
+        time.sleep(0.2)
+        network.restart_ended_nodes()
+        return launcher.poll() is None and time.monotonic() < until
 
-    next_stage("")
-    for happens in EVENTS:
-        if not (next_stage(newest_stage(run)) and next_stage(newest_stage(run))):
-            break
+    def measure(event: Event, host: Host) -> Row:
+        hit, after, known = (
+            f"{host.name}: {', '.join(host.parts()) or 'nothing'}",
+            newest_stage(run),
+            len(incidents(run)),
+        )
+        rounds, begun = num_rounds(run), time.monotonic()
+        waiting, stage_s, round_s = True, 0.0, 0.0
+        event.now(network, host)
+        while (waiting or not round_s) and goes_on():
+            passed = round(time.monotonic() - begun, 1)
+            if waiting and passed >= event.after_s:
+                event.later(network, host)
+                waiting = False
+            if not stage_s and newest_stage(run) != after:
+                stage_s = passed
+            if not round_s and num_rounds(run) > rounds:
+                round_s = passed
+        count = Counter(line["part"] for line in incidents(run)[known:])
+        times = {"stage_s": stage_s, "round_s": round_s}
+        row = Row(event=event.name, hit=hit, **times, incidents=dict(count), then=network.parts())
+        print(row, flush=True)
+        return row
+
+    rows = [measure(LATE, network.workers[0])]
+    for event in EVENTS:
         time.sleep(rng.uniform(0, 6))
-        after, begun = newest_stage(run), time.monotonic()
-        event, parts = happens(network)
-        if not next_stage(after):
+        if not goes_on():
             break
-        seconds, then = round(time.monotonic() - begun, 1), {host.name: host.parts() for host in network.workers}
-        rows.append(Row(event=event, took_along=parts, seconds=seconds, then=then))
-        print(rows[-1], flush=True)
-    while next_stage(newest_stage(run)):
+        rows.append(measure(event, network.fullest()))
+    while goes_on():
         continue
     return rows
+
+
+def num_rounds(run: Path) -> int:
+    return len(list((run / "rounds").glob("*/COMMITTED")))
+
+
+def incidents(run: Path) -> list[dict[str, Any]]:
+    return read_lines(run / "incidents.jsonl")
 
 
 def listens(address: str) -> bool:
@@ -293,14 +350,19 @@ def listens(address: str) -> bool:
 
 
 def ip(*words: str) -> str:
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+    """Output of the command. Raises OSError with what it says."""
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| event | what was there | s to the next stage | where parts were then |", "|---" * 4 + "|"]
+    head = ("event", "on the host that it hit", "s to the next stage", "to the next round", "incidents", "parts then")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        then = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in row.then.items() if parts)
-        lines.append(f"| {row.event} | {', '.join(row.took_along)} | {row.seconds:.0f} | {then} |")
+        lost = ", ".join(f"{part}: {count}" for part, count in row.incidents.items()) or "none"
+        lines.append(f"| {row.event} | {row.hit} | {row.stage_s:.0f} | {row.round_s:.0f} | {lost} | {row.then} |")
     return "\n".join(lines)
 
 
