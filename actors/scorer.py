@@ -333,9 +333,11 @@ class ScorerPool:
         """Another scorer takes the seat, after a wait that grows until a piece is done there."""
         ray.kill(self._actors[seat])
         self._losses[seat] += 1
-        await asyncio.sleep(wait_s(self._losses[seat]))
-        self._actors[seat] = self._launch()
-        self._places[seat] = _place(self._actors[seat])
+        try:
+            await asyncio.sleep(wait_s(self._losses[seat]))
+        finally:  # also when the stage ends meanwhile: the next one finds the seat taken
+            self._actors[seat] = self._launch()
+            self._places[seat] = _place(self._actors[seat])
 
     async def _ready(self, seat: int) -> None:
         """Wait until the scorer has started; one that dies meanwhile is replaced a few times."""
