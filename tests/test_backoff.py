@@ -35,10 +35,20 @@ def test_a_replaced_group_of_student_workers_waits() -> None:
     assert asyncio.run(joins()) == [0, 0, 1, 1, 2, 2]
 
 
-def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The seat's waits grow over losses in a row and begin anew after a piece was done."""
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScorerPool:
+    """Of one seat, without Ray."""
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(scorer_module, "_place", lambda actor: None)
     sections = {"task": {"domain": "d"}, "data": {"source": str(tmp_path)}, "student": {"model": "minilm"}}
     pool = ScorerPool(parse_config(sections, "test"))
+    monkeypatch.setattr(pool, "_launch", lambda: "another")
+    pool._actors, pool._places = ["the first"], [None]
+    return pool
+
+
+def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
+    """The seat's waits grow over losses in a row and begin anew after a piece was done."""
     waits, fates = list[float](), [False, False, True, False, True]
 
     async def sleep(seconds: float) -> None:
@@ -54,15 +64,23 @@ def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest
     monkeypatch.setattr(scorer_module.asyncio, "sleep", sleep)
     monkeypatch.setattr(pool, "_patiently", patiently)
     monkeypatch.setattr(pool, "_ready", ready)
-    monkeypatch.setattr(pool, "_launch", lambda: None)
-    monkeypatch.setattr(scorer_module, "_place", lambda actor: None)
-    monkeypatch.setattr(ray, "kill", lambda actor: None)
-    pool._actors, pool._places = [None], [None]
     queue = Queue([0, 1, 2, 3, 4])
     with pytest.raises(asyncio.QueueEmpty):
         asyncio.run(pool._work(0, queue, lambda actor, piece: None))  # type: ignore[arg-type]
     assert waits == [1, 2, 1]
     assert queue.done == [2, 4]
+
+
+def test_a_stage_that_ends_during_the_wait_leaves_no_dead_scorer(pool: ScorerPool) -> None:
+    async def stage() -> None:
+        waiting = asyncio.create_task(pool._renew(0))
+        await asyncio.sleep(0)
+        assert pool._actors == ["the first"]
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    asyncio.run(stage())
+    assert pool._actors == ["another"]
 
 
 class Queue:
