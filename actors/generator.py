@@ -31,6 +31,8 @@ from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 DEPLOYMENT = "generator"
 MAX_ATTEMPTS = 5
+MAX_STARTS = 2
+"""Times that replicas are waited for at the start: Serve does not see that one hangs before it serves."""
 FAILED_CHECKS = 3
 """Health checks in a row that a replica fails before Serve replaces it."""
 
@@ -75,28 +77,33 @@ class GeneratorService:
         """Deploy the replicas and wait until all of them serve.
 
         Raises UserError for engine arguments that do not exist; RunError with the replica's own error when one fails
-        to start, or when they are not ready within `start_timeout_s`.
+        to start, or when they are not ready within `start_timeout_s`, and then deployed again, for the second time.
         """
         check_engine_args(self._config)
         registry = ray.remote(PolicyRegistry).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         self._registry = registry.remote(self._policy)
         try:
-            await asyncio.to_thread(self._deploy)
-            async with asyncio.timeout(self._config.start_timeout_s):
-                while not await self._is_ready():
-                    await asyncio.sleep(0.2)
-        except TimeoutError:
-            waiting = (await self._serve_status())[1]
-            await self.stop()
-            raise RunError(
-                f"the generator was not ready within generator.start_timeout_s = {self._config.start_timeout_s:g} s: "
-                f"{waiting}"
-            ) from None
+            await self._start_replicas()
         except BaseException:
             await self.stop()
             raise
         self._handle = serve.get_app_handle(self._app_name)
         self._known = await self._replicas()
+
+    async def _start_replicas(self) -> None:
+        for attempt in range(1, MAX_STARTS + 1):
+            await asyncio.to_thread(self._deploy)
+            try:
+                async with asyncio.timeout(self._config.start_timeout_s):
+                    while not await self._is_ready():
+                        await asyncio.sleep(0.2)
+                return
+            except TimeoutError:
+                limit = f"generator.start_timeout_s = {self._config.start_timeout_s:g} s"
+                trouble = f"not ready within {limit}: {(await self._serve_status())[1]}"
+                if attempt == MAX_STARTS:
+                    raise RunError(f"the generator was {MAX_STARTS} times {trouble}") from None
+                await self._incidents.lost("generator", trouble)
 
     async def generate(
         self, prompts: Sequence[Prompt], progress: Progress | None = None, *, greedy: bool = False

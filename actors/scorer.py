@@ -340,7 +340,8 @@ class ScorerPool:
             self._places[seat] = _place(self._actors[seat])
 
     async def _ready(self, seat: int) -> None:
-        """Wait until the scorer has started; one that dies meanwhile is replaced a few times."""
+        """Wait until the scorer has started; one that dies or hangs meanwhile is replaced a few times."""
+        lost: Exception
         for _ in range(MAX_LOSSES):
             try:
                 async with asyncio.timeout(self._config.scorer.timeout_s):
@@ -353,8 +354,13 @@ class ScorerPool:
             except RayTaskError as error:
                 raise RunError(f"a scorer failed at its start: {error}") from error
             except TimeoutError as error:
-                raise RunError(f"a scorer was not ready within {self._config.scorer.timeout_s:g} s") from error
-        raise RunError(f"a scorer died at its start {MAX_LOSSES} times: {lost}") from lost
+                lost, waited = error, f"it was not ready within scorer.timeout_s = {self._config.scorer.timeout_s:g} s"
+                places = ray.get(ray.wait([self._places[seat]], timeout=0)[0])
+                if not places:  # no process yet: there is no room for it
+                    raise RunError(f"no room for a scorer: {waited}") from error
+                await self._incidents.lost("scorer", waited, hung=places)
+                await self._renew(seat)
+        raise RunError(f"a scorer was lost at its start {MAX_LOSSES} times: {reason(lost)}") from lost
 
 
 def _place(actor: Any) -> Any:

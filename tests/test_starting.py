@@ -1,0 +1,105 @@
+"""Parts that hang while they start are replaced; those for which there is no room are told at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from actors import backoff, generator, scorer
+from actors.generator import GeneratorService
+from actors.incidents import Incidents
+from actors.scorer import ScorerPool
+from genal_ray.config import GeneratorConfig, parse_config
+from genal_ray.errors import RunError
+
+
+def starting(*, hangs: bool) -> SimpleNamespace:
+    """A scorer's handle."""
+
+    async def prepare() -> None:
+        if hangs:
+            await asyncio.Event().wait()
+
+    return SimpleNamespace(prepare=SimpleNamespace(remote=prepare))
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScorerPool:
+    """Of one seat, whose scorer hangs at its start."""
+    monkeypatch.setattr(backoff, "FIRST_S", 0.01)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "get", lambda references: references)
+    monkeypatch.setattr(scorer, "_place", lambda actor: None)
+    sections = {
+        "task": {"domain": "d"},
+        "data": {"source": str(tmp_path)},
+        "student": {"model": "minilm"},
+        "scorer": {"timeout_s": 0.05},
+    }
+    pool = ScorerPool(parse_config(sections, "test"))
+    pool._actors, pool._places = [starting(hangs=True)], [None]
+    return pool
+
+
+def has_process(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    """Whether the scorer's process was started."""
+
+    async def lost(self: Incidents, part: str, why: object, *, hung: Any = ()) -> None:
+        assert list(hung) == ["a place"], "its stacks are kept"
+
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (["a place"] if there else [], references))
+    monkeypatch.setattr(Incidents, "lost", lost)
+
+
+def test_a_scorer_that_hangs_at_its_start_is_replaced(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
+    has_process(monkeypatch, True)
+    waiting = [starting(hangs=True), starting(hangs=False)]
+    monkeypatch.setattr(pool, "_launch", lambda: waiting.pop(0))
+    asyncio.run(pool._ready(0))
+    assert not waiting
+
+
+def test_scorers_that_hang_again_and_again_end_the_run(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
+    has_process(monkeypatch, True)
+    monkeypatch.setattr(pool, "_launch", lambda: starting(hangs=True))
+    with pytest.raises(RunError, match=r"lost at its start 3 times: no answer within scorer\.timeout_s"):
+        asyncio.run(pool._ready(0))
+
+
+def test_a_scorer_without_room_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
+    has_process(monkeypatch, False)
+    with pytest.raises(RunError, match=r"no room for a scorer: .* scorer\.timeout_s = 0\.05 s"):
+        asyncio.run(pool._ready(0))
+
+
+@pytest.mark.parametrize("hangs", [1, 2])
+def test_a_generator_that_hangs_at_its_start_is_deployed_once_more(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: int
+) -> None:
+    told: list[str] = []
+    config = GeneratorConfig(model="org/model", start_timeout_s=0.05)
+    service = GeneratorService(config, "app", incidents=Incidents(tmp_path, told.append))
+    deployed: list[None] = []
+
+    async def is_ready() -> bool:
+        return len(deployed) > hangs
+
+    async def status() -> tuple[str, str]:
+        return "DEPLOYING", "1 replica is starting"
+
+    monkeypatch.setattr(service, "_deploy", lambda: deployed.append(None))
+    monkeypatch.setattr(service, "_is_ready", is_ready)
+    monkeypatch.setattr(service, "_serve_status", status)
+    if hangs < generator.MAX_STARTS:
+        asyncio.run(service._start_replicas())
+    else:
+        with pytest.raises(RunError, match=r"2 times not ready within generator\.start_timeout_s = 0\.05 s: 1 replica"):
+            asyncio.run(service._start_replicas())
+    assert len(deployed) == 2
+    (line,) = told
+    assert line.startswith("generator lost: not ready within generator.start_timeout_s")
