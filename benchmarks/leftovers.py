@@ -27,6 +27,10 @@ LONGEST_S = 90.0
 """Of a run's life; the second round begins about then on two cores."""
 
 
+CACHE = "torchinductor_"
+"""PyTorch's folder of compiled code, one for each user, which does not grow with runs."""
+
+
 @dataclass(frozen=True)
 class Machine:
     """What could grow."""
@@ -44,7 +48,7 @@ class Machine:
             processes=frozenset(f"{pid} {' '.join(words)[:100]}" for pid, words in commands if words),
             ports=frozenset(listening),
             shared_memory=frozenset(os.listdir("/dev/shm")),
-            temporary=frozenset(os.listdir(tempfile.gettempdir())),
+            temporary=frozenset(n for n in os.listdir(tempfile.gettempdir()) if not n.startswith(CACHE)),
         )
 
 
