@@ -239,14 +239,15 @@ def _watch(
     import ray
     from ray.exceptions import RayActorError, RayTaskError
 
-    work, pid = driver.run.remote(), driver.pid.remote()
-    heard, started, ended = 0, False, False
+    work, told = driver.run.remote(), driver.pid.remote()
+    heard, ended = 0, False
+    pid: int | None = None  # none before the process has started
     try:
         asked, since = driver.status.remote(), time.monotonic()
         while True:
             done, _ = ray.wait([asked if ended else work], timeout=_POLL_S)
-            if not started and ray.wait([pid], timeout=0)[0]:
-                started, since = True, time.monotonic()
+            if pid is None and ray.wait([told], timeout=0)[0]:
+                pid, since = ray.get(told), time.monotonic()
             if arrived.pressure > heard:
                 heard = _pass_on(driver, arrived.pressure, store, view)
             if ray.wait([asked], timeout=0)[0]:
@@ -255,8 +256,8 @@ def _watch(
                 if ended:
                     return status
                 asked, since = driver.status.remote(), time.monotonic()
-            elif time.monotonic() - since > (heartbeat_s if started else START_TIMEOUT_S):
-                raise _hung(driver, pid, store, heartbeat_s)
+            elif time.monotonic() - since > (patience := START_TIMEOUT_S if pid is None else heartbeat_s):
+                raise _hung(driver, pid, store, patience)
             if done and not ended:
                 ray.get(work)
                 ended, asked, since = True, driver.status.remote(), time.monotonic()  # one more look at the end
@@ -266,18 +267,17 @@ def _watch(
         raise DriverLost(f"the driver process died: {error}") from error
 
 
-def _hung(driver: Any, pid: Any, store: RunDirectory, heartbeat_s: float) -> DriverLost:
+def _hung(driver: Any, pid: int | None, store: RunDirectory, patience: float) -> DriverLost:
     """Ends a driver that does not answer; its stack is kept first. It runs on this machine."""
     import ray
 
     from actors.incidents import keep_stacks
     from actors.liveness import look_at
 
-    known, _ = ray.wait([pid], timeout=0)
-    kept = keep_stacks(store.path, "driver", [look_at(ray.get(pid))]) if known else None
+    kept = None if pid is None else keep_stacks(store.path, "driver", [look_at(pid)])
     ray.kill(driver)
-    where = "" if kept is None else f" (stacks: {kept})"
-    return DriverLost(f"the driver gave no sign of life for {heartbeat_s:g} s, cluster.heartbeat_s{where}")
+    where = "while it started" if kept is None else f"cluster.heartbeat_s (stacks: {kept})"
+    return DriverLost(f"the driver gave no sign of life for {patience:g} s, {where}")
 
 
 def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:

@@ -42,7 +42,7 @@ class FakeDriver:
     async def run(self) -> None:
         import asyncio
 
-        while self._ending == "stop" and not self._stopped:
+        while self._ending in ("stop", "hang") and not self._stopped:
             await asyncio.sleep(0.05)
         if self._ending == "user":
             raise UserError("no such column")
@@ -54,7 +54,9 @@ class FakeDriver:
             os._exit(1)
 
     async def pid(self) -> int:
-        self._known = True
+        import asyncio
+
+        asyncio.get_running_loop().call_later(0.5, setattr, self, "_known", True)  # the answer is on its way by then
         return os.getpid()
 
     async def status(self) -> RunStatus:
