@@ -22,6 +22,7 @@ from ray.serve.schema import LoggingConfig
 from actors.generator_engine import check_engine_args, model_location, replica_env
 from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRequest, GeneratorReplica
 from actors.incidents import Incidents
+from actors.replica_watch import LOOK_S, ReplicaWatch, count_replicas
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import GenalRayError, HandOverError, RunError
@@ -32,7 +33,7 @@ from genal_ray.types import Completion, PolicyUpdate, Prompt
 DEPLOYMENT = "generator"
 MAX_ATTEMPTS = 5
 MAX_STARTS = 2
-"""Times that replicas are waited for at the start: Serve does not see that one hangs before it serves."""
+"""Times `start_timeout_s` that are waited for a replica: one that hangs is replaced after the first."""
 FAILED_CHECKS = 3
 """Health checks in a row that a replica fails before Serve replaces it."""
 
@@ -59,6 +60,10 @@ class GeneratorService:
         self._known: set[str] = set()
         self._trouble = "Serve found it unhealthy"
         self._registry: Any = None
+        self._watch = ReplicaWatch(
+            app_name, start_timeout_s=config.start_timeout_s, heartbeat_s=heartbeat_s, incidents=self._incidents
+        )
+        self._watching: asyncio.Task[None] | None = None
         self._handle: DeploymentHandle[Any]
         # one request more than fills the engine, so that it never waits for the next
         per_replica = math.ceil(config.max_num_seqs / config.prompts_per_request) + 1
@@ -77,33 +82,20 @@ class GeneratorService:
         """Deploy the replicas and wait until all of them serve.
 
         Raises UserError for engine arguments that do not exist; RunError with the replica's own error when one fails
-        to start, or when they are not ready within `start_timeout_s`, and then deployed again, for the second time.
+        to start, or when they are not ready within twice `start_timeout_s`: a replica that hangs is replaced once.
         """
         check_engine_args(self._config)
         registry = ray.remote(PolicyRegistry).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         self._registry = registry.remote(self._policy)
         try:
-            await self._start_replicas()
+            await asyncio.to_thread(self._deploy)
+            self._watching = asyncio.create_task(self._watch.run())
+            await self._until(self._is_ready)
         except BaseException:
             await self.stop()
             raise
         self._handle = serve.get_app_handle(self._app_name)
         self._known = await self._replicas()
-
-    async def _start_replicas(self) -> None:
-        for attempt in range(1, MAX_STARTS + 1):
-            await asyncio.to_thread(self._deploy)
-            try:
-                async with asyncio.timeout(self._config.start_timeout_s):
-                    while not await self._is_ready():
-                        await asyncio.sleep(0.2)
-                return
-            except TimeoutError:
-                limit = f"generator.start_timeout_s = {self._config.start_timeout_s:g} s"
-                trouble = f"not ready within {limit}: {(await self._serve_status())[1]}"
-                if attempt == MAX_STARTS:
-                    raise RunError(f"the generator was {MAX_STARTS} times {trouble}") from None
-                await self._incidents.lost("generator", trouble)
 
     async def generate(
         self, prompts: Sequence[Prompt], progress: Progress | None = None, *, greedy: bool = False
@@ -149,7 +141,7 @@ class GeneratorService:
 
         By default each replica reads `policy.path`. With a GPU backend, `send` runs WeightSender.send in the learner's
         workers; the replicas that are not served by it, because they are just starting or it failed, read the folder.
-        Replicas that are lost meanwhile are waited for until Serve has replaced them, `start_timeout_s` at most.
+        Replicas that are lost meanwhile are waited for until Serve has replaced them, twice `start_timeout_s` at most.
         Raises HandOverError, naming the replicas, when one of them fails or does not answer within `timeout_s`; even
         then no replica writes completions of another policy than this one.
         """
@@ -179,6 +171,10 @@ class GeneratorService:
 
     async def stop(self) -> None:
         """Take the deployment down. Safe to call at any time."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+            self._watching = None
         await asyncio.to_thread(serve.delete, self._app_name)
         if self._registry is not None:
             ray.kill(self._registry)
@@ -218,6 +214,31 @@ class GeneratorService:
         )
         serve.run_many([target], wait_for_applications_running=False)
 
+    async def _until(self, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Wait for replicas, as long as starting them may take when the first hangs and is replaced.
+
+        Raises RunError when that was not enough.
+        """
+        try:
+            async with asyncio.timeout(self._longest_start_s):
+                while not await holds():
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            raise RunError(
+                f"the generator was not ready within {MAX_STARTS} times generator.start_timeout_s = "
+                f"{self._config.start_timeout_s:g} s: {(await self._serve_status())[1]}"
+            ) from None
+
+    @property
+    def _longest_start_s(self) -> float:
+        return MAX_STARTS * (self._config.start_timeout_s + 2 * LOOK_S)
+
+    async def _is_any_running(self) -> bool:
+        try:
+            return await asyncio.to_thread(count_replicas, self._app_name, "RUNNING") > 0
+        except (RayError, RayServeException):  # Serve's controller is being restarted
+            return False
+
     async def _is_ready(self) -> bool:
         for report in await self._registry.reports.remote():
             if report.error is not None:
@@ -250,29 +271,33 @@ class GeneratorService:
     # -- calls -----------------------------------------------------------------------------------------------------
 
     async def _request(self, method: str, request: object, what: str) -> Any:
+        """Its answer. While no replica is running, `timeout_s` does not count: `start_timeout_s` does."""
         trouble = ""
-        try:
-            async with asyncio.timeout(self._config.timeout_s):
-                for attempt in range(MAX_ATTEMPTS):
-                    try:
-                        return await getattr(self._handle, method).remote(request)
-                    except RayTaskError as error:
-                        if not isinstance(error.cause, BrokenReplicaError):
-                            raise _own_error(error) from error
-                        trouble = str(error.cause)
-                    except (RayError, RayServeException) as error:
-                        trouble = f"{type(error).__name__}: {error}"
-                    self._trouble = trouble
-                    await asyncio.sleep(attempt + 1)  # Serve needs a moment to see that a replica is gone
-        except TimeoutError:
-            reports: list[ReplicaReport] = await self._registry.reports.remote()
-            known = [f"replica {r.replica}: {r.error}" for r in reports if r.error is not None]
-            known += [f"Serve: {(await self._serve_status())[1]}"] + ([trouble] if trouble else [])
-            raise RunError(
-                f"{what} were not completed within generator.timeout_s = "
-                f"{self._config.timeout_s:g} s ({'; '.join(known)})"
-            ) from None
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                async with asyncio.timeout(self._config.timeout_s):
+                    return await getattr(self._handle, method).remote(request)
+            except RayTaskError as error:
+                if not isinstance(error.cause, BrokenReplicaError):
+                    raise _own_error(error) from error
+                trouble = str(error.cause)
+            except (RayError, RayServeException) as error:
+                trouble = f"{type(error).__name__}: {error}"
+            except TimeoutError:
+                if await self._is_any_running():
+                    raise await self._too_late(what, trouble) from None
+                trouble = "no replica was running"
+                await self._until(self._is_any_running)
+            self._trouble = trouble
+            await asyncio.sleep(attempt + 1)  # Serve needs a moment to see that a replica is gone
         raise RunError(f"generator replicas failed {MAX_ATTEMPTS} times on the same request, the last time: {trouble}")
+
+    async def _too_late(self, what: str, trouble: str) -> RunError:
+        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        known = [f"replica {r.replica}: {r.error}" for r in reports if r.error is not None]
+        known += [f"Serve: {(await self._serve_status())[1]}"] + ([trouble] if trouble else [])
+        limit = f"generator.timeout_s = {self._config.timeout_s:g} s"
+        return RunError(f"{what} were not completed within {limit} ({'; '.join(known)})")
 
     async def _broadcast(self, method: str, *args: object) -> list[ReplicaReport]:
         """Reports of all running replicas; those that die meanwhile are left out, Serve replaces them.
@@ -296,7 +321,7 @@ class GeneratorService:
 
         Raises TimeoutError when there is no such report in time.
         """
-        async with asyncio.timeout(self._config.timeout_s + self._config.start_timeout_s):
+        async with asyncio.timeout(self._config.timeout_s + self._longest_start_s):
             while True:
                 reports = await self._broadcast("load_policy", policy)
                 if reports and not any(report.lost for report in reports):

@@ -61,6 +61,7 @@ SETTINGS = {
     "learner.max_failures": 50,
     "cluster.max_restarts": 50,
     "cluster.heartbeat_s": 20,
+    "generator.start_timeout_s": 90,
 }
 LONGEST_DELAY_S = 12.0
 """Between a finished stage and the next fault."""

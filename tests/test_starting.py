@@ -77,29 +77,16 @@ def test_a_scorer_without_room_is_not_waited_for_again(monkeypatch: pytest.Monke
         asyncio.run(pool._ready(0))
 
 
-@pytest.mark.parametrize("hangs", [1, 2])
-def test_a_generator_that_hangs_at_its_start_is_deployed_once_more(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hangs: int
-) -> None:
-    told: list[str] = []
-    config = GeneratorConfig(model="org/model", start_timeout_s=0.05)
-    service = GeneratorService(config, "app", incidents=Incidents(tmp_path, told.append))
-    deployed: list[None] = []
+def test_a_generator_that_is_never_ready_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = GeneratorService(GeneratorConfig(model="org/model", start_timeout_s=0.05), "app")
 
-    async def is_ready() -> bool:
-        return len(deployed) > hangs
+    async def never() -> bool:
+        return False
 
     async def status() -> tuple[str, str]:
         return "DEPLOYING", "1 replica is starting"
 
-    monkeypatch.setattr(service, "_deploy", lambda: deployed.append(None))
-    monkeypatch.setattr(service, "_is_ready", is_ready)
+    monkeypatch.setattr(generator, "LOOK_S", 0.0)
     monkeypatch.setattr(service, "_serve_status", status)
-    if hangs < generator.MAX_STARTS:
-        asyncio.run(service._start_replicas())
-    else:
-        with pytest.raises(RunError, match=r"2 times not ready within generator\.start_timeout_s = 0\.05 s: 1 replica"):
-            asyncio.run(service._start_replicas())
-    assert len(deployed) == 2
-    (line,) = told
-    assert line.startswith("generator lost: not ready within generator.start_timeout_s")
+    with pytest.raises(RunError, match=r"not ready within 2 times generator\.start_timeout_s = 0\.05 s: 1 replica"):
+        asyncio.run(service._until(never))

@@ -1,0 +1,124 @@
+"""Looks after generator replicas where Serve does not: those that hang while they start, and what hung ones were doing.
+
+actors of the application, as Ray lists them
+    ├─ ready, silent for half a heartbeat ─► its stacks are kept, before Serve replaces it
+    └─ a process, but not ready in start_timeout_s ─► ended, so that Serve starts another
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import ray
+from ray import serve
+from ray._private import state  # ray.util.state needs the dashboard, which a private cluster does not have
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from actors.incidents import Incidents
+from actors.liveness import Place
+
+LOOK_S = 1.0
+SERVE_NAMESPACE = "serve"
+PART = "generator replica"
+
+
+@dataclass
+class _Replica:
+    place: Place
+    since: float = field(default_factory=time.monotonic)
+    """When its process was first seen."""
+    ready: bool = False
+    heard: float = field(default_factory=time.monotonic)
+    """When it last answered, or was first asked."""
+    kept: bool = False
+    """Whether the stacks of this silence were kept."""
+    asking: asyncio.Task[None] | None = None
+
+
+class ReplicaWatch:
+    """Lives in the driver's event loop, from the deployment to its end."""
+
+    def __init__(self, app_name: str, *, start_timeout_s: float, heartbeat_s: float, incidents: Incidents) -> None:
+        self._app_name = app_name
+        self._start_timeout_s = start_timeout_s
+        self._heartbeat_s = heartbeat_s
+        self._incidents = incidents
+        self._replicas: dict[str, _Replica] = {}
+
+    async def run(self) -> None:
+        """Look again and again; ends by being cancelled."""
+        try:
+            while True:
+                # Ray or Serve may just be starting again
+                with suppress(RayError, RayServeException, TimeoutError, ConnectionError):
+                    await self.look()
+                await asyncio.sleep(LOOK_S)
+        finally:
+            for replica in self._replicas.values():
+                if replica.asking is not None:
+                    replica.asking.cancel()
+
+    async def look(self) -> None:
+        """Once: end the replicas that hang while they start, ask those that are ready for a sign of life."""
+        places = await asyncio.to_thread(replica_places, self._app_name)
+        # Asked afterwards: when some run and none is starting then, all of these have started.
+        running, starting = [
+            await asyncio.to_thread(count_replicas, self._app_name, kind) for kind in ("RUNNING", "STARTING")
+        ]
+        self._replicas = {name: self._replicas.get(name) or _Replica(place) for name, place in places.items()}
+        for name, replica in self._replicas.items():
+            replica.ready = replica.ready or (running > 0 and starting == 0)
+            if replica.ready:
+                await self._attend(name, replica)
+            elif time.monotonic() - replica.since > self._start_timeout_s:
+                await self._end(name, replica)
+
+    async def _end(self, name: str, replica: _Replica) -> None:
+        limit = f"not ready within generator.start_timeout_s = {self._start_timeout_s:g} s"
+        await self._incidents.lost(PART, limit, hung=[replica.place])
+        replica.since = time.monotonic()  # Ray needs a moment
+        try:
+            actor = await asyncio.to_thread(ray.get_actor, name, SERVE_NAMESPACE)
+        except ValueError:  # it has just died
+            return
+        await asyncio.to_thread(ray.kill, actor)
+
+    async def _attend(self, name: str, replica: _Replica) -> None:
+        now = time.monotonic()
+        if replica.asking is None or replica.asking.done():
+            if replica.asking is None or now - replica.heard > self._heartbeat_s / 4:
+                replica.heard, replica.kept = now, False
+                replica.asking = asyncio.create_task(_ask(name))
+        elif now - replica.heard > self._heartbeat_s / 2 and not replica.kept:
+            replica.kept = True
+            await self._incidents.silent(PART, [replica.place])
+
+
+def replica_places(app_name: str) -> dict[str, Place]:
+    """Name of the actor -> where it runs, of the application's replicas that have a process, ready or not."""
+    prefix = f"SERVE_REPLICA::{app_name}#"
+    return {
+        actor["Name"]: Place(pid=actor["Pid"], node_id=actor["Address"]["NodeID"])
+        for actor in state.actors().values()
+        if actor["Name"].startswith(prefix) and actor["State"] != "DEAD" and actor["Pid"]
+    }
+
+
+def count_replicas(app_name: str, replica_state: str) -> int:
+    """How many replicas Serve says to be in a state, `STARTING` or `RUNNING`; 0 while it knows no such application."""
+    application = serve.status().applications.get(app_name)
+    deployments = [] if application is None else application.deployments.values()
+    return sum(deployment.replica_states.get(replica_state, 0) for deployment in deployments)
+
+
+async def _ask(name: str) -> None:
+    """Its own health check, as Serve calls it, which asks the engine, too."""
+    try:
+        actor = await asyncio.to_thread(ray.get_actor, name, SERVE_NAMESPACE)
+        await actor.check_health.remote()
+    except (RayError, ValueError):
+        pass  # Serve will hear the same
