@@ -271,7 +271,7 @@ class GeneratorService:
     # -- calls -----------------------------------------------------------------------------------------------------
 
     async def _request(self, method: str, request: object, what: str) -> Any:
-        """Its answer. While no replica is running, `timeout_s` does not count: `start_timeout_s` does."""
+        """Its answer. A request that times out while no replica is running is sent again when one is."""
         trouble = ""
         for attempt in range(MAX_ATTEMPTS):
             try:
