@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import psutil
+import pytest
 from test_generator import make_config, make_prompts, tokens
 
 from actors.generator import GeneratorService
@@ -13,6 +14,7 @@ from actors.incidents import Incidents
 from actors.replica_watch import replica_places
 
 
+@pytest.mark.ray
 def test_replica_that_hangs_while_it_takes_anothers_place_is_replaced(
     ray_session: None, tiny_lm: Path, tmp_path: Path
 ) -> None:
