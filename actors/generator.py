@@ -61,7 +61,11 @@ class GeneratorService:
         self._trouble = "Serve found it unhealthy"
         self._registry: Any = None
         self._watch = ReplicaWatch(
-            app_name, start_timeout_s=config.start_timeout_s, heartbeat_s=heartbeat_s, incidents=self._incidents
+            app_name,
+            self._replicas,
+            start_timeout_s=config.start_timeout_s,
+            heartbeat_s=heartbeat_s,
+            incidents=self._incidents,
         )
         self._watching: asyncio.Task[None] | None = None
         self._handle: DeploymentHandle[Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -32,8 +33,8 @@ class _Replica:
     since: float = field(default_factory=time.monotonic)
     """When its process was first seen."""
     ready: bool = False
-    heard: float = field(default_factory=time.monotonic)
-    """When it last answered, or was first asked."""
+    asked: float = field(default_factory=time.monotonic)
+    """When it was last asked for a sign of life."""
     kept: bool = False
     """Whether the stacks of this silence were kept."""
     asking: asyncio.Task[None] | None = None
@@ -42,8 +43,18 @@ class _Replica:
 class ReplicaWatch:
     """Lives in the driver's event loop, from the deployment to its end."""
 
-    def __init__(self, app_name: str, *, start_timeout_s: float, heartbeat_s: float, incidents: Incidents) -> None:
+    def __init__(
+        self,
+        app_name: str,
+        reported: Callable[[], Awaitable[set[str]]],
+        *,
+        start_timeout_s: float,
+        heartbeat_s: float,
+        incidents: Incidents,
+    ) -> None:
+        """`reported` tells which replicas, by Serve's id, have said that their start is over."""
         self._app_name = app_name
+        self._reported = reported
         self._start_timeout_s = start_timeout_s
         self._heartbeat_s = heartbeat_s
         self._incidents = incidents
@@ -54,7 +65,7 @@ class ReplicaWatch:
         try:
             while True:
                 # Ray or Serve may just be starting again
-                with suppress(RayError, RayServeException, TimeoutError, ConnectionError):
+                with suppress(RayError, RayServeException, RuntimeError, OSError):
                     await self.look()
                 await asyncio.sleep(LOOK_S)
         finally:
@@ -69,9 +80,10 @@ class ReplicaWatch:
         running, starting = [
             await asyncio.to_thread(count_replicas, self._app_name, kind) for kind in ("RUNNING", "STARTING")
         ]
+        reported = await self._reported()
         self._replicas = {name: self._replicas.get(name) or _Replica(place) for name, place in places.items()}
         for name, replica in self._replicas.items():
-            replica.ready = replica.ready or (running > 0 and starting == 0)
+            replica.ready |= name.rpartition("#")[2] in reported or (running > 0 and starting == 0)
             if replica.ready:
                 await self._attend(name, replica)
             elif time.monotonic() - replica.since > self._start_timeout_s:
@@ -90,10 +102,10 @@ class ReplicaWatch:
     async def _attend(self, name: str, replica: _Replica) -> None:
         now = time.monotonic()
         if replica.asking is None or replica.asking.done():
-            if replica.asking is None or now - replica.heard > self._heartbeat_s / 4:
-                replica.heard, replica.kept = now, False
+            if replica.asking is None or now - replica.asked > self._heartbeat_s / 4:
+                replica.asked, replica.kept = now, False
                 replica.asking = asyncio.create_task(_ask(name))
-        elif now - replica.heard > self._heartbeat_s / 2 and not replica.kept:
+        elif now - replica.asked > self._heartbeat_s / 2 and not replica.kept:
             replica.kept = True
             await self._incidents.silent(PART, [replica.place])
 
@@ -117,8 +129,6 @@ def count_replicas(app_name: str, replica_state: str) -> int:
 
 async def _ask(name: str) -> None:
     """Its own health check, as Serve calls it, which asks the engine, too."""
-    try:
+    with suppress(RayError, ValueError):  # Serve will hear the same
         actor = await asyncio.to_thread(ray.get_actor, name, SERVE_NAMESPACE)
         await actor.check_health.remote()
-    except (RayError, ValueError):
-        pass  # Serve will hear the same

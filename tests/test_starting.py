@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import ray
 
-from actors import backoff, generator, scorer
+from actors import backoff, generator, replica_watch, scorer
 from actors.generator import GeneratorService
 from actors.incidents import Incidents
+from actors.liveness import Place
+from actors.replica_watch import ReplicaWatch
 from actors.scorer import ScorerPool
 from genal_ray.config import GeneratorConfig, parse_config
 from genal_ray.errors import RunError
@@ -90,3 +92,32 @@ def test_a_generator_that_is_never_ready_ends_the_run(monkeypatch: pytest.Monkey
     monkeypatch.setattr(service, "_serve_status", status)
     with pytest.raises(RunError, match=r"not ready within 2 times generator\.start_timeout_s = 0\.05 s: 1 replica"):
         asyncio.run(service._until(never))
+
+
+def test_of_two_replicas_only_the_one_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+    names = ("SERVE_REPLICA::app#generator#well", "SERVE_REPLICA::app#generator#hung")
+
+    async def reported() -> set[str]:
+        return {"well"}
+
+    async def quiet(*_: Any, **__: Any) -> None:
+        pass
+
+    places = {name: Place(pid=1, node_id="n") for name in names}
+    monkeypatch.setattr(replica_watch, "replica_places", lambda app: places)
+    monkeypatch.setattr(replica_watch, "count_replicas", lambda app, kind: 1)
+    monkeypatch.setattr(replica_watch, "_ask", quiet)
+    monkeypatch.setattr(Incidents, "lost", quiet)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
+    monkeypatch.setattr(ray, "kill", ended.append)
+    watch = ReplicaWatch("app", reported, start_timeout_s=0.05, heartbeat_s=60, incidents=Incidents())
+
+    async def go() -> None:
+        await watch.look()
+        assert not ended
+        await asyncio.sleep(0.1)
+        await watch.look()
+
+    asyncio.run(go())
+    assert ended == [names[1]]
