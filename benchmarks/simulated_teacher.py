@@ -6,8 +6,8 @@ It is NOT a language model, and what it shows is a best case: its texts are real
 run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
-- hard texts: of a random tenth of the hidden texts those most like the ones that the request shows as wrong; of each
-  label, or with an entity of each type, in turn, because it is asked to spread them
+- hard texts: for each label, or type of entity, in turn (it is asked to spread them), of a random tenth of its hidden
+  texts the one most like a text of it that the request shows as wrong; a random one where none is shown
 - easy texts: likewise those most like the ones shown as right
 - texts of a label, or with an entity of a type (direct generation): random ones of it
 - rephrasing (AugGPT): the text itself with some words dropped and swapped, entities left alone
@@ -25,6 +25,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,15 @@ from genal_ray.seeds import derive_seed
 
 MODEL = "simulated-teacher"
 CONSIDERED = 0.1
-"""Share of the hidden texts that a request chooses from: requests about the same errors get other texts."""
+"""Share of a label's hidden texts that one is chosen from: requests about the same errors get other texts."""
 
-SAMPLES = (
-    re.compile(r'^- (?P<text>".*") is .+?(?P<wrong>, the student says .+?)? \(\d+% sure\)$', re.MULTILINE),
-    re.compile(r'^- (?P<text>".*")\n  entities: .*(?P<wrong>\n  the student says: .*)?$', re.MULTILINE),
+CLASSIFIED = re.compile(
+    r'^- (?P<text>".*") is (?P<label>.+?)(?P<wrong>, the student says .+?)? \(\d+% sure\)$', re.MULTILINE
 )
+TAGGED = re.compile(
+    r'^- (?P<text>".*")\n  entities: (?P<entities>.*)(?P<wrong>\n  the student says: .*)?$', re.MULTILINE
+)
+TYPE = re.compile(r'"(?:[^"\\]|\\.)*" \((?P<name>[^()]+)\)')
 ASKED = re.compile(r"^Write \d+ new .* (?:with the label|of the type) (?P<name>.+?), each different", re.MULTILINE)
 SPREAD = re.compile(r"^Spread (?:them|their entities) over the (?:labels|types) (?P<names>.+?)\. Never", re.MULTILINE)
 SOURCE = re.compile(r'^(?P<text>".*")$', re.MULTILINE)
@@ -62,6 +66,22 @@ class HiddenText:
     @property
     def kinds(self) -> set[str]:
         return {self.label} if isinstance(self.label, str) else {entity["type"] for entity in self.label}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text that a request shows, with what the student made of it."""
+
+    text: str
+    kinds: set[str]
+    right: bool
+
+
+def read_samples(shown: str) -> list[Sample]:
+    """Those in the prompts' two forms: of a class, with entities."""
+    classified = [(found, {found["label"]}) for found in CLASSIFIED.finditer(shown)]
+    tagged = [(found, set(TYPE.findall(found["entities"]))) for found in TAGGED.finditer(shown)]
+    return [Sample(json.loads(found["text"]), kinds, found["wrong"] is None) for found, kinds in classified + tagged]
 
 
 def read_hidden(path: Path) -> list[HiddenText]:
@@ -123,14 +143,14 @@ class Teacher:
         return str(rng.choice([other for other in self._names if other != name]))
 
     def _lesson(self, asked: dict[str, Any], shown: str, rng: np.random.Generator) -> dict[str, Any]:
-        samples = [(json.loads(m["text"]), m["wrong"] is None) for form in SAMPLES for m in form.finditer(shown)]
-        spread = SPREAD.search(shown)
+        samples, spread = read_samples(shown), SPREAD.search(shown)
         assert spread is not None, "a lesson is asked to be spread"
-        names = spread["names"].split(", ")
+        turns = cycle(rng.permutation(spread["names"].split(", ")))
         written: dict[str, list[Any]] = {}
         for tag, items in asked.items():
-            models = [text for text, right in samples if right == (tag == "easy")] or [text for text, _ in samples]
-            written[tag] = [self._written(item, items) for item in self._like(models, names, items["maxItems"], rng)]
+            models = [sample for sample in samples if sample.right == (tag == "easy")]
+            names = list(islice(turns, items["maxItems"]))
+            written[tag] = [self._written(item, items) for item in self._like(models, names, rng)]
         return written
 
     def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
@@ -149,23 +169,17 @@ class Teacher:
         keys = [key for key in fields if key != "text"]
         return item.text if not keys else {"text": item.text, keys[0]: self.label(item.text)}
 
-    def _like(
-        self, models: list[str], names: Sequence[str], count: int, rng: np.random.Generator
-    ) -> list[HiddenText]:
-        """In turns over `models` and `names`, the most similar of the texts considered; random ones where there is no
-        model, of any kind where there are none of a name."""
-        rows = rng.permutation(len(self.hidden))[: max(int(CONSIDERED * len(self.hidden)), 2 * count)]
-        scores = self._similarity(models)[:, rows] if models else rng.random((1, len(rows)))
-        order = rng.permutation(names)
-        chosen: list[HiddenText] = []
-        for i in range(count):
-            named = np.array([order[i % len(order)] in self.hidden[row].kinds for row in rows])
-            free = scores[i % len(scores)]
-            of_the_name = np.where(named, free, -np.inf)
-            best = int((of_the_name if np.isfinite(of_the_name).any() else free).argmax())
-            scores[:, best] = -np.inf
-            chosen.append(self.hidden[rows[best]])
-        return chosen
+    def _like(self, models: Sequence[Sample], names: Sequence[str], rng: np.random.Generator) -> list[HiddenText]:
+        """Of each name the text most like a random model of that name; any where there is no such model."""
+        scores = self._similarity([model.text for model in models]) if models else np.empty((0, len(self.hidden)))
+        chosen: list[int] = []
+        for name in names:
+            named = [row for row, item in enumerate(self.hidden) if name in item.kinds and row not in chosen]
+            rows = rng.permutation(named or [row for row in range(len(self.hidden)) if row not in chosen])
+            considered = rows[: max(int(CONSIDERED * len(rows)), 1)]
+            like = [row for row, model in enumerate(models) if name in model.kinds]
+            chosen.append(considered[scores[rng.choice(like), considered].argmax()] if like else considered[0])
+        return [self.hidden[row] for row in chosen]
 
     def _similarity(self, texts: list[str]) -> np.ndarray:
         """Cosines [texts, hidden texts]."""

@@ -29,7 +29,7 @@ from genal_ray.teaching import Draft, Lesson, Observation
 from genal_ray.types import Instance, LabeledInstance, Prediction, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from simulated_teacher import Teacher, read_hidden
+from simulated_teacher import Sample, Teacher, read_hidden, read_samples
 
 T = TypeVar("T")
 
@@ -123,7 +123,9 @@ def test_classes(tmp_path: Path, strategy: TeacherStrategy) -> None:
     drafts = taught(strategy, teacher, SingleText(domain="remarks"), Classes(("bad", "good")), first)
     assert len(drafts) == 8
     if isinstance(strategy, Evokd):
-        assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+        # The one error is bad and a zebra, the one hit good and a yak; of the other label any will do.
+        assert all(draft.text.startswith("zebra") for draft in drafts if draft.tag == "hard" and "bad" in draft.text)
+        assert all(draft.text.startswith("yak") for draft in drafts if draft.tag == "easy" and "good" in draft.text)
         assert Counter((draft.tag, draft.text.split()[-1]) for draft in drafts) == {
             (tag, label): 2 for tag in ("hard", "easy") for label in ("bad", "good")
         }
@@ -158,7 +160,8 @@ def test_entities(tmp_path: Path, strategy: TeacherStrategy) -> None:
     assert len(drafts) == 8
     assert sum(draft.num_rejected for draft in drafts) == 0
     if isinstance(strategy, Evokd):
-        assert all(draft.text.startswith("zebra") == (draft.tag == "hard") for draft in drafts)
+        assert all(draft.text.startswith("zebra") for draft in drafts if draft.tag == "hard" and "@" in draft.text)
+        assert all(draft.text.startswith("yak") for draft in drafts if draft.tag == "easy" and "by" in draft.text)
         assert Counter((draft.tag, "by" in draft.text) for draft in drafts) == {
             (tag, named): 2 for tag in ("hard", "easy") for named in (True, False)
         }
@@ -166,6 +169,34 @@ def test_entities(tmp_path: Path, strategy: TeacherStrategy) -> None:
         assert all(draft.label is not None and any(draft.label) for draft in drafts)
     labeled = teacher.label("yak yak yak yak by Yu Yu7")
     assert labeled == [{"text": "Yu Yu7", "type": "name"}]
+
+
+def test_samples_are_read_with_what_they_are_of() -> None:
+    shown = Prompts().render(
+        "classification/analysis",
+        domain="remarks",
+        labels=("bad", "so (so), is good"),
+        wrong=[{"text": 'is "odd" (99% sure)', "label": "bad", "predicted": "so (so), is good", "confidence": 0.5}],
+        right=[{"text": "is", "label": "so (so), is good", "predicted": "so (so), is good", "confidence": 1.0}],
+        analyses=(),
+    )
+    assert read_samples(shown[-1].content) == [
+        Sample('is "odd" (99% sure)', {"bad"}, False),
+        Sample("is", {"so (so), is good"}, True),
+    ]
+    entities = [{"text": 'the "Zoo" (old)', "type": "place"}, {"text": "Yu", "type": "a name"}]
+    shown = Prompts().render(
+        "ner/analysis",
+        domain="tweets",
+        labels=("a name", "place"),
+        wrong=[{"text": "Zoo", "label": entities, "predicted": entities[:1], "confidence": 0.5}],
+        right=[{"text": "none", "label": [], "predicted": [], "confidence": 0.5}],
+        analyses=(),
+    )
+    assert read_samples(shown[-1].content) == [
+        Sample("Zoo", {"a name", "place"}, False),
+        Sample("none", set(), True),
+    ]
 
 
 def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
