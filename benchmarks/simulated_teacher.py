@@ -7,7 +7,8 @@ run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
 - hard texts: for each label, or type of entity, in turn (it is asked to spread them), of a random tenth of its hidden
-  texts the one most like a text of it that the request shows as wrong; a random one where none is shown
+  texts the one most like a text of it that the request shows as wrong; a random one where none is shown. Never one that
+  is shown, as the request says
 - easy texts: likewise those most like the ones shown as right
 - texts of a label, or with an entity of a type (direct generation): random ones of it
 - rephrasing (AugGPT): the text itself with some words dropped and swapped, entities left alone
@@ -23,7 +24,7 @@ import argparse
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -109,7 +110,7 @@ class Teacher:
     def __post_init__(self) -> None:
         self.encodings = self._encode([item.text for item in self.hidden])
         # Without spaces: a run may split words anew.
-        self._by_text = {"".join(item.text.split()): item for item in self.hidden}
+        self._rows = {"".join(item.text.split()): row for row, item in enumerate(self.hidden)}
         self._names = sorted({kind for item in self.hidden for kind in item.kinds})
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +128,8 @@ class Teacher:
 
     def label(self, text: str) -> Told:
         """The label of a text, the same each time it is asked, errors included."""
-        known = self._by_text.get("".join(text.split())) or self.hidden[int(self._similarity([text])[0].argmax())]
+        row = self._row(text)
+        known = self.hidden[int(self._similarity([text])[0].argmax()) if row is None else row]
         rng = np.random.default_rng(derive_seed("label", known.text))
         if isinstance(known.label, str):
             return known.label if rng.random() >= self.error_rate else self._other(known.label, rng)
@@ -139,6 +141,9 @@ class Teacher:
                 told.append({**entity, "type": self._other(entity["type"], rng)})
         return told
 
+    def _row(self, text: str) -> int | None:
+        return self._rows.get("".join(text.split()))
+
     def _other(self, name: str, rng: np.random.Generator) -> str:
         return str(rng.choice([other for other in self._names if other != name]))
 
@@ -146,11 +151,13 @@ class Teacher:
         samples, spread = read_samples(shown), SPREAD.search(shown)
         assert spread is not None, "a lesson is asked to be spread"
         turns = cycle(rng.permutation(spread["names"].split(", ")))
+        taken = {self._row(sample.text) for sample in samples}
         written: dict[str, list[Any]] = {}
         for tag, items in asked.items():
             models = [sample for sample in samples if sample.right == (tag == "easy")]
-            names = list(islice(turns, items["maxItems"]))
-            written[tag] = [self._written(item, items) for item in self._like(models, names, rng)]
+            rows = self._like(models, islice(turns, items["maxItems"]), taken, rng)
+            written[tag] = [self._written(self.hidden[row], items) for row in rows]
+            taken |= {*rows}
         return written
 
     def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
@@ -169,17 +176,19 @@ class Teacher:
         keys = [key for key in fields if key != "text"]
         return item.text if not keys else {"text": item.text, keys[0]: self.label(item.text)}
 
-    def _like(self, models: Sequence[Sample], names: Sequence[str], rng: np.random.Generator) -> list[HiddenText]:
-        """Of each name the text most like a random model of that name; any where there is no such model."""
+    def _like(
+        self, models: Sequence[Sample], names: Iterable[str], taken: Set[int | None], rng: np.random.Generator
+    ) -> list[int]:
+        """Of each name the row most like a random model of that name; any where there is no such model."""
         scores = self._similarity([model.text for model in models]) if models else np.empty((0, len(self.hidden)))
         chosen: list[int] = []
         for name in names:
-            named = [row for row, item in enumerate(self.hidden) if name in item.kinds and row not in chosen]
-            rows = rng.permutation(named or [row for row in range(len(self.hidden)) if row not in chosen])
+            free = [row for row in range(len(self.hidden)) if row not in taken and row not in chosen]
+            rows = rng.permutation([row for row in free if name in self.hidden[row].kinds] or free)
             considered = rows[: max(int(CONSIDERED * len(rows)), 1)]
             like = [row for row, model in enumerate(models) if name in model.kinds]
-            chosen.append(considered[scores[rng.choice(like), considered].argmax()] if like else considered[0])
-        return [self.hidden[row] for row in chosen]
+            chosen.append(int(considered[scores[rng.choice(like), considered].argmax()] if like else considered[0]))
+        return chosen
 
     def _similarity(self, texts: list[str]) -> np.ndarray:
         """Cosines [texts, hidden texts]."""
