@@ -199,6 +199,14 @@ def test_samples_are_read_with_what_they_are_of() -> None:
     ]
 
 
+def test_no_text_is_written_twice_in_a_reply_or_was_shown(tmp_path: Path) -> None:
+    shown = [("zebra 0", 0), ("yak 0", 1)]
+    rows = [{"text": f"{a} {i}", "label": name} for a, name in (("zebra", "bad"), ("yak", "good")) for i in range(5)]
+    teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
+    drafts = taught(Evokd(), teacher, SingleText(domain="remarks"), Classes(("bad", "good")), shown)
+    assert sorted(draft.text for draft in drafts) == sorted(f"{a} {i}" for a in ("zebra", "yak") for i in range(1, 5))
+
+
 def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
     rows = [{"text": f"remark {i}", "label": ("bad", "good")[i % 2]} for i in range(1000)]
     teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.1, model=Letters())  # type: ignore[arg-type]
