@@ -151,7 +151,9 @@ class BudgetConfig(Section):
 
     per_round: Size = Field(0.1, description="share of the pool, or count")
     total: Size = Field(2.0, description="share of the pool, or count")
-    max_rounds: int | None = Field(None, ge=0, description="rounds after the initial one; 0: that one alone")
+    max_rounds: int | None = Field(
+        None, ge=0, description="rounds after the initial one, whatever they buy; 0: that one alone"
+    )
 
 
 class SelectionConfig(Section):

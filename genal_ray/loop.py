@@ -123,20 +123,24 @@ async def run(run: Run) -> str:
         await prune(run)  # what cut the run off may have come between a commit and this
         student = run.store.round(committed[-1]).load("student", student_codec(run.store.path))
     round = max(len(committed), 1)
-    while (reason := _reason_to_end(run)) is None:
+    while (reason := _reason_to_end(run, num_rounds=round - 1)) is None:
         size = min(run.budget.per_round, run.budget.total - run.pools.num_labels)
         student = await run_round(run, round, size, student)
         round += 1
     return reason
 
 
-def _reason_to_end(run: Run) -> str | None:
+def _reason_to_end(run: Run, *, num_rounds: int) -> str | None:
+    """`num_rounds` are committed after the initial one."""
     if run.pools.num_labels >= run.budget.total:
         return f"the budget of {run.budget.total} labels is spent"
     real_left = any(instance.origin == "real" for instance in run.pools.unlabeled)
     if not real_left and not run.config.labels_synthetic:
         left = len(run.pools.set_aside)
         return f"every instance of the pool is labeled{f' but {left} that failed' if left else ''}"
+    most = run.config.budget.max_rounds
+    if most is not None and num_rounds >= most:
+        return f"{run.pools.num_labels} of {run.budget.total} labels after {most} rounds (budget.max_rounds)"
     return stopping.reason(run.config.stopping, run.store.reports())
 
 

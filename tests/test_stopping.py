@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Calls, Crash, FakeStudent, make_config, make_corpus, make_run
+from fakes import Calls, CountingLabeler, Crash, FakeStudent, make_config, make_corpus, make_run
 from test_loop import rows
 
 from genal_ray import loop
@@ -110,6 +110,19 @@ def test_a_run_ends_when_accuracy_stays_the_same(tmp_path: Path) -> None:
         "accuracy has not improved on 0.0040 by more than 0.02 for 2 rounds (stopping.accuracy)"
     )
     assert run.store.committed_rounds() == [0, 1, 2]
+
+
+def test_a_run_ends_after_its_rounds_whatever_they_bought(tmp_path: Path) -> None:
+    settings = make_config(generator=None, annotators={}, budget={"per_round": 5, "total": 1.0, "max_rounds": 2})
+    whole = make_run(tmp_path / "whole", settings, Calls(), Counter())
+    assert asyncio.run(loop.run(whole)) == "the budget of 14 labels is spent"
+    labeler = CountingLabeler(Calls(), Counter())
+    labeler.broken = {whole.pools.labeled[4].instance.id}  # of round 1
+
+    for _ in range(2):  # the second time nothing is left to do
+        run = make_run(tmp_path / "short", settings, Calls(), Counter(), labeler=labeler)
+        assert asyncio.run(loop.run(run)) == "13 of 14 labels after 2 rounds (budget.max_rounds)"
+        assert run.store.committed_rounds() == [0, 1, 2]
 
 
 def test_a_wrong_key_is_refused() -> None:
