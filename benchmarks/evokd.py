@@ -98,12 +98,14 @@ def split(name: str, data: Path, folder: Path, args: argparse.Namespace) -> Path
     """Rows for the runs, held-out rows and the teacher's, as files of their own."""
     folder.mkdir(parents=True, exist_ok=True)
     chosen = SETS[name]
-    rows = read(data / name / chosen.train)
+    rows, held_out = read(data / name / chosen.train), read(data / name / chosen.evaluation)
     order = np.random.default_rng(0).permutation(len(rows))
+    # Drawn, not the first: amazon24's are sorted by label.
+    evaluation = np.random.default_rng(0).permutation(len(held_out))[: args.evaluation_rows]
     parts = {
         "train": [rows[i] for i in order[: chosen.rows]],
         "hidden": [rows[i] for i in order[chosen.rows :][: chosen.hidden_rows]],
-        "evaluation": read(data / name / chosen.evaluation)[: args.evaluation_rows],
+        "evaluation": [held_out[i] for i in evaluation],
     }
     for part, content in parts.items():
         lines = [json.dumps(row, ensure_ascii=False) for row in content]
