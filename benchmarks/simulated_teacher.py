@@ -6,11 +6,12 @@ It is NOT a language model, and what it shows is a best case: its texts are real
 run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
-- hard texts: for each label, or type of entity, in turn (it is asked to spread them), of a random tenth of its hidden
-  texts the one most like a text of it that the request shows as wrong; a random one where none is shown. Never one that
-  is shown, as the request says
+- hard texts: for each label, or type of entity, in turn (it is asked to spread them), of 20 random hidden texts of it
+  the one most like a text of it that the request shows as wrong; a random one where none is shown. Never one that is
+  shown, as the request says
 - easy texts: likewise those most like the ones shown as right
-- texts of a label, or with an entity of a type (direct generation): random ones of it
+- texts of a label (direct generation): random ones of those that it labels so, errors included; with an entity of a
+  type: random ones that have one
 - rephrasing (AugGPT): the text itself with some words dropped and swapped, entities left alone
 - labels: the true one, or, for the set share of texts, another; of entities, a share is overlooked or of another type
 
@@ -39,8 +40,9 @@ from genal_ray.paths import minilm_path
 from genal_ray.seeds import derive_seed
 
 MODEL = "simulated-teacher"
-CONSIDERED = 0.1
-"""Share of a label's hidden texts that one is chosen from: requests about the same errors get other texts."""
+CONSIDERED = 20
+"""Texts of a label that the most similar one is chosen from. More of them make the chosen ones more alike, and requests
+about the same errors get the same texts."""
 
 CLASSIFIED = re.compile(
     r'^- (?P<text>".*") is (?P<label>.+?)(?P<wrong>, the student says .+?)? \(\d+% sure\)$', re.MULTILINE
@@ -112,6 +114,9 @@ class Teacher:
         # Without spaces: a run may split words anew.
         self._rows = {"".join(item.text.split()): row for row, item in enumerate(self.hidden)}
         self._names = sorted({kind for item in self.hidden for kind in item.kinds})
+        self._taken_for = [
+            {str(self.label(item.text))} if isinstance(item.label, str) else item.kinds for item in self.hidden
+        ]
 
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """The JSON value of the reply to a chat request."""
@@ -163,7 +168,7 @@ class Teacher:
     def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
         count, of = asked["maxItems"], ASKED.search(said)
         if of is not None:
-            rows = [row for row, item in enumerate(self.hidden) if of["name"] in item.kinds]
+            rows = [row for row, taken_for in enumerate(self._taken_for) if of["name"] in taken_for]
             return [self._written(self.hidden[row], asked) for row in rng.permutation(rows)[:count]]
         source, kept = SOURCE.search(said), KEPT.search(said)
         assert source is not None, "a rephrasing shows its text"
@@ -185,7 +190,7 @@ class Teacher:
         for name in names:
             free = [row for row in range(len(self.hidden)) if row not in taken and row not in chosen]
             rows = rng.permutation([row for row in free if name in self.hidden[row].kinds] or free)
-            considered = rows[: max(int(CONSIDERED * len(rows)), 1)]
+            considered = rows[:CONSIDERED]
             like = [row for row, model in enumerate(models) if name in model.kinds]
             chosen.append(int(considered[scores[rng.choice(like), considered].argmax()] if like else considered[0]))
         return chosen

@@ -213,3 +213,5 @@ def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
     wrong = [teacher.label(row["text"]) != row["label"] for row in rows]
     assert 70 <= sum(wrong) <= 130
     assert wrong == [teacher.label(row["text"]) != row["label"] for row in rows]
+    drafts = taught(Direct(), teacher, SingleText(domain="remarks"), Classes(("bad", "good")), [("a", 0), ("b", 1)])
+    assert [("bad", "good")[draft.label or 0] for draft in drafts] == [teacher.label(draft.text) for draft in drafts]
