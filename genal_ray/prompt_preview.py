@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from genal_ray.annotators.llm import PURPOSE, LLMAnnotator, reply_schema
+from genal_ray.annotators.llm import PURPOSE, LLMAnnotator
 from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
@@ -154,7 +154,7 @@ def _labeling(annotator: LLMAnnotator, prompts: Prompts, config: RunConfig, corp
         messages=annotator.conversation(
             prompts, build_task(config.task).folder, corpus.labels, config.task.domain, group
         ),
-        schema=reply_schema(len(group), corpus.labels.schema(annotator.abstention)),
+        schema=annotator.reply_schema(corpus.labels, group),
     )
 
 

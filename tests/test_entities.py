@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from itertools import pairwise
 
+import jsonschema
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from genal_ray.entities import Span, locate, spans_of, split_words, tag_names, tags_of, words_of
 from genal_ray.evaluation import entity_metrics
-from genal_ray.labels import EntityLabels
+from genal_ray.labels import MAX_ENTITY_CHARACTERS, EntityLabels
 
 TYPES = ("person", "location", "group")
 
@@ -124,11 +125,20 @@ def test_entities_told_in_words_come_back(parts: list[tuple[str, int]]) -> None:
     labels, text = EntityLabels(TYPES), " ".join(words)
     tags = tags_of(spans, len(words))
     told = labels.told(tags, text)
+    if all(len(entity["text"]) <= MAX_ENTITY_CHARACTERS for entity in told):
+        jsonschema.validate(told, labels.schema(text))
     heard = labels.heard(told, text)
     assert len(spans_of(heard.label)) + heard.num_missing + heard.num_overlapping == heard.num_entities == len(spans)
     if all(text.replace(" ", "").count(entity["text"].replace(" ", "")) == 1 for entity in told):
         assert heard.label == tags
     assert labels.decode(labels.encode(tags), text) == tags
+
+
+def test_of_a_text_no_more_is_asked_for_than_it_can_hold() -> None:
+    """A model that repeats itself ends with the text, not with the reply's tokens."""
+    schema = EntityLabels(TYPES).schema("to Bad Homburg")
+    assert schema["maxItems"] == 3
+    assert schema["items"]["properties"]["text"]["maxLength"] == 14
 
 
 @pytest.mark.parametrize("value", [["O"], "O O", ["O", "B-place"], None])

@@ -119,6 +119,8 @@ def test_what_cannot_be_read_stays_without_a_label(tmp_path: Path, monkeypatch: 
     given, requests = annotate(behave, instances("nice", "odd", "dull"), tmp_path, monkeypatch)
     assert given == [1, None, 0]
     assert len(requests) == 5  # the odd one three times
+    temperatures = [body["temperature"] for body in requests if texts_of(body)["1"] == "odd"]
+    assert temperatures == [0, 0.7, 0.7], "at 0 the same reply would come again"
 
 
 def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +33,9 @@ ABSTENTION = "unsure"
 
 PURPOSE = "labeling"
 
+SAMPLING_TEMPERATURE = 0.7
+"""Where several different replies are wanted."""
+
 
 class LLMAnnotator(Annotator):
     """Labels with the chat model of the section `llm`, in conversations that hold nothing but the texts."""
@@ -48,7 +51,10 @@ class LLMAnnotator(Annotator):
     )
     abstain: bool = Field(False, description=f"whether the model may answer '{ABSTENTION}'")
     temperature: float | None = Field(
-        None, ge=0, le=2, description="default: 0 for one sample, 0.7 for several"
+        None,
+        ge=0,
+        le=2,
+        description="default: 0 for one sample, 0.7 for several; what cannot be read at 0 is asked for again at 0.7",
     )
     descriptions: dict[str, str] = Field(default_factory=dict, description="label name -> what it means")
     probes: int = Field(
@@ -77,7 +83,7 @@ class LLMAnnotator(Annotator):
     def sampling_temperature(self) -> float:
         if self.temperature is not None:
             return self.temperature
-        return 0.0 if self.samples == 1 else 0.7
+        return 0.0 if self.samples == 1 else SAMPLING_TEMPERATURE
 
     def conversation(
         self, prompts: Prompts, folder: str, labels: LabelSpace, domain: str, group: Sequence[Instance]
@@ -91,6 +97,16 @@ class LLMAnnotator(Annotator):
             abstain=self.abstention,
             texts=[instance.student_input for instance in group],
         )
+
+    def reply_schema(self, labels: LabelSpace, group: Sequence[Instance]) -> dict[str, Any]:
+        """JSON schema of a reply: an object with a label for each of the texts 1, 2, ..."""
+        fields = {str(i): labels.schema(instance.text, self.abstention) for i, instance in enumerate(group, 1)}
+        return {
+            "type": "object",
+            "properties": fields,
+            "required": list(fields),
+            "additionalProperties": False,
+        }
 
     @property
     def abstention(self) -> str | None:
@@ -219,28 +235,17 @@ class LLMLabeler:
     def _requests(self, group: Sequence[Instance], sample: int) -> Iterator[Request]:
         options = self.options
         messages = options.conversation(self.prompts, self.folder, self.labels, self.domain, group)
-        schema = reply_schema(len(group), self.labels.schema(options.abstention))
+        schema = options.reply_schema(self.labels, group)
         for ask in count():
             yield Request(
                 purpose=PURPOSE,
                 model=options.model or self.llm.config.model_name,
                 messages=messages,
                 schema=schema,
-                temperature=options.sampling_temperature,
+                temperature=options.sampling_temperature or (SAMPLING_TEMPERATURE if ask else 0.0),
                 max_tokens=self.llm.config.max_reply_tokens,
                 seed=derive_seed(self.seed, PURPOSE, sample, ask),
             )
-
-
-def reply_schema(num_texts: int, label: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON schema of a reply: an object with a `label` for each of the texts 1, 2, ..."""
-    numbers = [str(i) for i in range(1, num_texts + 1)]
-    return {
-        "type": "object",
-        "properties": {number: dict(label) for number in numbers},
-        "required": numbers,
-        "additionalProperties": False,
-    }
 
 
 def _probes(corpus: Corpus, count: int) -> tuple[LabeledInstance, ...]:
