@@ -25,6 +25,7 @@ async def seconds_to_start(model: Path) -> float:
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(900)
 def test_replica_that_hangs_while_it_takes_anothers_place_is_replaced(
     ray_session: None, tiny_lm: Path, tmp_path: Path
 ) -> None:
