@@ -22,7 +22,7 @@ from ray.serve.schema import LoggingConfig
 from actors.generator_engine import check_engine_args, model_location, replica_env
 from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRequest, GeneratorReplica
 from actors.incidents import Incidents
-from actors.replica_watch import LOOK_S, ReplicaWatch, count_replicas
+from actors.replica_watch import LOOK_S, ReplicaWatch, replica_states
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import GenalRayError, HandOverError, RunError
@@ -226,7 +226,7 @@ class GeneratorService:
         try:
             async with asyncio.timeout(self._longest_start_s):
                 while not await holds():
-                    await asyncio.sleep(0.2)
+                    await asyncio.sleep(0.5)
         except TimeoutError:
             raise RunError(
                 f"the generator was not ready within {MAX_STARTS} times generator.start_timeout_s = "
@@ -239,7 +239,7 @@ class GeneratorService:
 
     async def _is_any_running(self) -> bool:
         try:
-            return await asyncio.to_thread(count_replicas, self._app_name, "RUNNING") > 0
+            return (await asyncio.to_thread(replica_states, self._app_name))["RUNNING"] > 0
         except (RayError, RayServeException):  # Serve's controller is being restarted
             return False
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -76,18 +77,25 @@ class ReplicaWatch:
     async def look(self) -> None:
         """Once: end the replicas that hang while they start, ask those that are ready for a sign of life."""
         places = await asyncio.to_thread(replica_places, self._app_name)
-        # Asked afterwards: when some run and none is starting then, all of these have started.
-        running, starting = [
-            await asyncio.to_thread(count_replicas, self._app_name, kind) for kind in ("RUNNING", "STARTING")
-        ]
-        reported = await self._reported()
         self._replicas = {name: self._replicas.get(name) or _Replica(place) for name, place in places.items()}
+        await self._note_who_is_ready()
         for name, replica in self._replicas.items():
-            replica.ready |= name.rpartition("#")[2] in reported or (running > 0 and starting == 0)
             if replica.ready:
                 await self._attend(name, replica)
             elif time.monotonic() - replica.since > self._start_timeout_s:
                 await self._end(name, replica)
+
+    async def _note_who_is_ready(self) -> None:
+        """Nobody is asked while all are: Serve's answer costs its controller and this process tens of milliseconds."""
+        waiting = {name: replica for name, replica in self._replicas.items() if not replica.ready}
+        if not waiting:
+            return
+        reported = await self._reported()
+        states = await asyncio.to_thread(replica_states, self._app_name)
+        # Asked after Ray: when some run and none is starting, all that had a process before have started.
+        all_have = states["RUNNING"] > 0 and states["STARTING"] == 0
+        for name, replica in waiting.items():
+            replica.ready = all_have or name.rpartition("#")[2] in reported
 
     async def _end(self, name: str, replica: _Replica) -> None:
         limit = f"not ready within generator.start_timeout_s = {self._start_timeout_s:g} s"
@@ -120,11 +128,13 @@ def replica_places(app_name: str) -> dict[str, Place]:
     }
 
 
-def count_replicas(app_name: str, replica_state: str) -> int:
-    """How many replicas Serve says to be in a state, `STARTING` or `RUNNING`; 0 while it knows no such application."""
+def replica_states(app_name: str) -> Counter[str]:
+    """How many replicas Serve says to be in each state, such as `STARTING`; none for an unknown application."""
     application = serve.status().applications.get(app_name)
-    deployments = [] if application is None else application.deployments.values()
-    return sum(deployment.replica_states.get(replica_state, 0) for deployment in deployments)
+    states = Counter[str]()
+    for deployment in application.deployments.values() if application is not None else ():
+        states.update(deployment.replica_states)
+    return states
 
 
 async def _ask(name: str) -> None:

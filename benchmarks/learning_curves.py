@@ -16,13 +16,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-METHODS = "random,entropy,bertkm,badge,cal,signal,signal-no-ppo"
+METHODS = ("random", "entropy", "bertkm", "badge", "cal", "signal", "signal-no-ppo")
 
-BEST_OF_64 = (
-    "best-of-64:strategy={name: best_of_n, candidates_per_label: 1.0, samples_per_candidate: 64},learner.name=none"
-)
-"""Rejection sampling. `signal` and `signal-no-ppo` write 8 texts per label and label the best, so that the latter is
-best-of-8 already: here are 8 times as many instead of learning."""
+BEST_OF = {
+    f"best-of-{n}": "learner.name=none,strategy.name=best_of_n,strategy.candidates_per_label=1.0,"
+    f"strategy.samples_per_candidate={n}"
+    for n in (8, 64)
+}
+"""Rejection sampling in place of learning, of 8 times as many texts as `signal` and `signal-no-ppo` write: one per
+label for SST-2 at 1%, in the other panels 8 (the best is labeled, so that `signal-no-ppo` is best-of-8 already)."""
 
 STUDENT = ("student.learning_rate=1e-4", "student.min_steps=100", "student.batch_size=8")
 """A quarter of the presets' training, as accurate on 67 labels: the 330 students of a panel are what takes the time."""
@@ -39,6 +41,8 @@ class Panel:
     settings: tuple[str, ...]
     annotator_rows: int
     """Training rows of the annotator: the paper's is trained on all; a CPU has no time for that."""
+    best_of: str
+    """Of BEST_OF."""
 
 
 PANELS = {
@@ -48,6 +52,7 @@ PANELS = {
         folder="sst2",
         settings=("data.pool_size=67",),
         annotator_rows=12_000,
+        best_of="best-of-64",
     ),
     "sst2-1": Panel(
         title="SST-2, pool 1% (673)",
@@ -55,6 +60,7 @@ PANELS = {
         folder="sst2",
         settings=("data.pool_size=673", "strategy.candidates_per_label=1.0"),
         annotator_rows=12_000,
+        best_of="best-of-8",
     ),
     "ag_news-0.1": Panel(
         title="AG News, pool 0.1% (120)",
@@ -62,6 +68,7 @@ PANELS = {
         folder="ag_news",
         settings=("data.pool_size=120", "data.evaluation_size=500"),
         annotator_rows=12_000,
+        best_of="best-of-64",
     ),
     "qnli-1": Panel(
         title="QNLI, pool of 131",
@@ -69,6 +76,7 @@ PANELS = {
         folder="qnli",
         settings=("data.evaluation_size=1000",),
         annotator_rows=13_115,
+        best_of="best-of-64",
     ),
 }
 
@@ -79,8 +87,7 @@ def main() -> None:
     parser.add_argument("--generator", type=Path, required=True, help="folder of a small causal language model")
     parser.add_argument("--out", type=Path, default=Path("runs/curves"))
     parser.add_argument("--panels", default="sst2-0.1,ag_news-0.1,sst2-1", help=f"of {', '.join(PANELS)}")
-    parser.add_argument("--methods", default=METHODS)
-    parser.add_argument("--method", action="append", metavar="NAME:key=value,...", help=f"default: {BEST_OF_64}")
+    parser.add_argument("--methods", help=f"default: {','.join(METHODS)} and the panel's of {', '.join(BEST_OF)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, help="runs at a time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all panels")
@@ -111,10 +118,13 @@ def compare(name: str, panel: Panel, args: argparse.Namespace) -> bool:
         *args.set,
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    own = [part for method in args.method or [BEST_OF_64] for part in ("--method", method)]
+    methods = args.methods.split(",") if args.methods else [*METHODS, panel.best_of]
+    shipped = [name for name in methods if name not in BEST_OF]
+    chosen = ["--methods", ",".join(shipped)] if shipped else []
+    chosen += [part for name in methods if name in BEST_OF for part in ("--method", f"{name}:{BEST_OF[name]}")]
     parallel = ["--parallel", str(args.parallel)] if args.parallel else []
     return genal_ray(
-        "compare", panel.preset, "--methods", args.methods, *own, "--seeds", str(args.seeds), *overrides, *parallel,
+        "compare", panel.preset, *chosen, "--seeds", str(args.seeds), *overrides, *parallel,
         "--title", panel.title, "--out", str(args.out.resolve() / name),
     )  # fmt: skip
 

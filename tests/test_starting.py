@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +107,7 @@ def test_of_two_replicas_only_the_one_that_hangs_is_ended(monkeypatch: pytest.Mo
 
     places = {name: Place(pid=1, node_id="n") for name in names}
     monkeypatch.setattr(replica_watch, "replica_places", lambda app: places)
-    monkeypatch.setattr(replica_watch, "count_replicas", lambda app, kind: 1)
+    monkeypatch.setattr(replica_watch, "replica_states", lambda app: Counter(RUNNING=1, STARTING=1))
     monkeypatch.setattr(replica_watch, "_ask", quiet)
     monkeypatch.setattr(Incidents, "lost", quiet)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
@@ -121,3 +122,34 @@ def test_of_two_replicas_only_the_one_that_hangs_is_ended(monkeypatch: pytest.Mo
 
     asyncio.run(go())
     assert ended == [names[1]]
+
+
+def test_serve_is_not_asked_while_all_replicas_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"SERVE_REPLICA::app#generator#first": Place(pid=1, node_id="n")}
+    asked: list[str] = []
+
+    async def reported() -> set[str]:
+        return {"first"}
+
+    async def quiet(name: str) -> None:
+        pass
+
+    def states(app: str) -> Counter[str]:
+        asked.append(app)
+        return Counter(RUNNING=1, STARTING=len(places) - 1)
+
+    monkeypatch.setattr(replica_watch, "replica_places", lambda app: places)
+    monkeypatch.setattr(replica_watch, "replica_states", states)
+    monkeypatch.setattr(replica_watch, "_ask", quiet)
+    watch = ReplicaWatch("app", reported, start_timeout_s=60, heartbeat_s=60, incidents=Incidents())
+
+    async def go() -> None:
+        for expected in (1, 1):
+            await watch.look()
+            assert len(asked) == expected
+        places["SERVE_REPLICA::app#generator#second"] = Place(pid=2, node_id="n")
+        for expected in (2, 3):  # until it is ready
+            await watch.look()
+            assert len(asked) == expected
+
+    asyncio.run(go())
