@@ -3,8 +3,10 @@
     python benchmarks/round_throughput.py                      # the bundled example
     python benchmarks/round_throughput.py sst2-cpu --set data.source=DIR --set generator.model=DIR ...
 
-Prints one JSON object: seconds, overhead as a share of the rounds, throughput, peak memory, and the limits they are
-compared with. Memory is the proportional set size summed over the command's process tree, sampled twice a second.
+Prints one JSON object: seconds, overhead as a share of the rounds, throughput, peak memory, what coordination takes of
+all processor time, and the limits they are compared with. Memory is the proportional set size summed over the command's
+process tree, sampled twice a second. Coordination is the driver, the registry of policies, the student's mailbox and
+Serve's controller.
 """
 
 from __future__ import annotations
@@ -16,11 +18,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 LIMITS = {"overhead_share": 0.05, "memory_gb": 10.0}
+COORDINATION = ("ray::Driver", "ray::PolicyRegistry", "ray::StudentMailbox", "ray::ServeController")
 
 
 def main() -> None:
@@ -31,9 +36,15 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "run"
-        seconds, memory_gb = run_measured(command(args.config, args.set, directory))
+        seconds, usage = run_measured(command(args.config, args.set, directory))
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    figures = {"seconds": round(seconds, 1), "memory_gb": round(memory_gb, 2), **summary(rows)}
+    figures = {
+        "seconds": round(seconds, 1),
+        "memory_gb": round(usage.peak_memory / 1e9, 2),
+        "coordination_s": round(usage.seconds_of(*COORDINATION), 1),
+        "processor_s": round(usage.seconds_of(""), 1),
+        **summary(rows),
+    }
     limits = {**LIMITS, "seconds": args.max_seconds}
     passed = all(figures[name] <= limit for name, limit in limits.items())
     report = {"benchmark": "round_throughput", "config": args.config, "figures": figures, "limits": limits}
@@ -46,31 +57,40 @@ def command(config: str, overrides: list[str], directory: Path) -> list[str]:
     return [str(executable), "run", config, *options, "--output-dir", str(directory)]
 
 
-def run_measured(arguments: list[str]) -> tuple[float, float]:
-    """Seconds that a command takes, and the peak memory of its process tree in GB."""
-    started, peak = time.perf_counter(), 0
+@dataclass
+class Usage:
+    """What the processes of a tree take, as far as they were seen."""
+
+    peak_memory: int = 0
+    """Bytes of proportional set size: shared pages count once."""
+    seconds: dict[int, tuple[str, float]] = field(default_factory=dict)
+    """Process id -> its last name and processor time."""
+
+    def look(self, pid: int) -> None:
+        memory = 0
+        with suppress(psutil.NoSuchProcess):
+            for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+                with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                    memory += process.memory_full_info().pss
+                    times = process.cpu_times()
+                    self.seconds[process.pid] = (" ".join(process.cmdline()), times.user + times.system)
+        self.peak_memory = max(self.peak_memory, memory)
+
+    def seconds_of(self, *prefixes: str) -> float:
+        """Processor time of the processes whose names begin with one of these."""
+        return sum(seconds for name, seconds in self.seconds.values() if name.startswith(prefixes))
+
+
+def run_measured(arguments: list[str]) -> tuple[float, Usage]:
+    """Seconds that a command takes, and what its process tree takes meanwhile."""
+    started, usage = time.perf_counter(), Usage()
     process = subprocess.Popen(arguments, stdout=sys.stderr)
     while process.poll() is None:
-        peak = max(peak, tree_memory(process.pid))
+        usage.look(process.pid)
         time.sleep(0.5)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)} ended with exit code {process.returncode}")
-    return time.perf_counter() - started, peak / 1e9
-
-
-def tree_memory(pid: int) -> int:
-    """Proportional set size of a process and its descendants, in bytes: shared pages count once."""
-    total = 0
-    try:
-        processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    for process in processes:
-        try:
-            total += process.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
+    return time.perf_counter() - started, usage
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
