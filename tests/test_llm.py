@@ -103,7 +103,7 @@ def test_another_seed_is_another_question(tmp_path: Path, monkeypatch: pytest.Mo
         Answer(status=500),
         Answer(status=503),
         Answer(drop=True),
-        Answer(text="late", wait_s=2.0),
+        Answer(text="late", wait_s=6.0),
     ],
     ids=["429", "500", "503", "dropped", "time-out"],
 )
@@ -112,7 +112,7 @@ def test_failures_on_the_way_are_tried_again(tmp_path: Path, monkeypatch: pytest
         return fault if before == 0 else echo(body, before)
 
     with serve(behave) as server:
-        config = configured(server, monkeypatch, timeout_s=0.5)
+        config = configured(server, monkeypatch, timeout_s=2)
         replies, llm = ask_all(config, tmp_path / "calls.jsonl", [request(i) for i in range(3)])
     assert [reply.text for reply in replies] == ['{"n": 0}', '{"n": 1}', '{"n": 2}']
     assert [reply.attempts for reply in replies] == [2, 2, 2]
@@ -168,22 +168,50 @@ def test_caps_are_never_exceeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "1000" in str(refused[0]) or "0.001" in str(refused[0])
 
 
-def test_attempts_per_minute_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("per_minute", "expected"), [(0.5, 1), (240, 4)])
+def test_attempts_are_spaced_over_the_minute(
+    per_minute: float, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serve(echo) as server:
-        config = configured(server, monkeypatch, requests_per_minute=2)
+        config = configured(server, monkeypatch, requests_per_minute=per_minute, timeout_s=0.2)
 
-        async def work() -> int:
+        async def work() -> None:
             llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
-            tasks = [asyncio.ensure_future(llm.complete(request(i))) for i in range(4)]
-            done, waiting = await asyncio.wait(tasks, timeout=1.0)
-            for task in waiting:
+            tasks = [asyncio.ensure_future(llm.complete(request(i))) for i in range(9)]
+            await asyncio.wait(tasks, timeout=0.9)
+            served = len(server.requests)
+            assert 1 <= served <= expected, "one at once, then one each quarter of a second, or in two minutes"
+            assert served == expected or per_minute > 1
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             await llm.close()
-            return len(done)
 
-        assert asyncio.run(work()) == 2
-    assert len(server.requests) == 2
+        asyncio.run(work())
+
+
+def test_who_stops_waiting_does_not_stop_a_paid_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return Answer(text='{"n": 1}', wait_s=0.3)
+
+    journal = tmp_path / "calls.jsonl"
+    with serve(behave) as server:
+        config = configured(server, monkeypatch)
+
+        async def stop_in_the_middle() -> None:
+            llm = LLM(config, Endpoint(config), Journal(journal).open())
+            waiting = asyncio.gather(*(llm.complete(request(i)) for i in range(3)))
+            while len(server.requests) < 3:
+                await asyncio.sleep(0.01)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await llm.close()
+
+        asyncio.run(stop_in_the_middle())
+        assert len(journal.read_text().splitlines()) == 3
+        ask_all(config, journal, [request(i) for i in range(3)])
+    assert sorted(server.paid.values()) == [1, 1, 1]
 
 
 def test_a_call_larger_than_the_tokens_of_a_minute_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +247,7 @@ MALFORMED: list[tuple[Fault, Answer]] = [
     (Fault.EMPTY, Answer(text=" \n\t")),
     (Fault.EMPTY, Answer(body=b"<html>busy</html>")),
     (Fault.EMPTY, Answer(body=b'{"choices": []}')),
+    (Fault.EMPTY, Answer(body=b'{"choices": [{"message": {"content": [{"type": "text", "text": "{}"}]}}]}')),
     (Fault.REFUSAL, Answer(text=None, refusal="I cannot help with that")),
     (Fault.FILTERED, Answer(text="", finish_reason="content_filter")),
     (Fault.TRUNCATED, Answer(text='{"n": 1', finish_reason="length")),
@@ -253,7 +282,7 @@ def test_every_kind_of_malformed_reply_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_ten_of_each_kind_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """250 malformed replies of 25 kinds and 20 good ones: each is accepted, or rejected under its name."""
+    """260 malformed replies of 26 kinds and 20 good ones: each is accepted, or rejected under its name."""
     answers = [*(answer for _, answer in MALFORMED * 10), *[Answer(text='{"n": 1}')] * 20]
 
     async def work(config: LLMConfig) -> tuple[list[int | None], LLM]:
@@ -279,10 +308,21 @@ def test_no_reply_escapes_the_reader(text: str) -> None:
         assert isinstance(read_json(reply, SCHEMA)["n"], int)
 
 
-def test_what_is_not_told_counts_as_the_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with serve(lambda body, before: Answer(text="{}", usage=None)) as server:
-        (reply,), _ = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request(7, max_tokens=80)])
-    assert (reply.prompt_tokens, reply.completion_tokens) == (len("number 7") + 16, 80)
+@pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None, "completion_tokens": -3}, "many"])
+def test_what_is_not_told_counts_as_the_most(usage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "{}"}, "finish_reason": "stop"}
+    body = json.dumps({"id": "c", "choices": [choice], "usage": usage}).encode()
+    with serve(lambda asked, before: Answer(body=body)) as server:
+        config = configured(server, monkeypatch, max_total_tokens=1000)
+        (reply,), llm = ask_all(config, tmp_path / "calls.jsonl", [request(7, max_tokens=80)])
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("{}", len("number 7") + 16, 80)
+    assert llm.spent.tokens == 24 + 80
+
+
+def test_an_empty_refusal_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(text='{"n": 1}', refusal="")) as server:
+        (reply,), _ = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request()])
+    assert read_json(reply, SCHEMA) == {"n": 1}
 
 
 def test_a_line_cut_off_in_the_journal_is_paid_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,7 @@ class LLM:
             task = asyncio.ensure_future(self._call(request))
             self._under_way[request.key] = task
             task.add_done_callback(lambda done: self._ended(request.key, done))
-        return await task
+        return await asyncio.shield(task)  # who stops waiting does not stop a call that is paid for
 
     async def ask(self, requests: Iterable[Request], read: Callable[[Any], T]) -> T | None:
         """What `read` makes of the first reply that can be read; None when none of the first `llm.max_asks` can.
@@ -119,11 +119,11 @@ class LLM:
 
     async def _call(self, request: Request) -> Reply:
         async with self._slots, self._purse.call(request) as paid:
-            if self._closing:
-                raise LLMError("the run ends: no further calls")
-            if self._limiter is not None:
+            if self._limiter is not None and not self._closing:
                 most = request.most_prompt_tokens + request.max_tokens
                 await self._limiter.acquire(min(most, self._limiter.max_rate))  # the limiter takes no more at once
+            if self._closing:
+                raise LLMError("the run ends: no further calls")
             reply = await self._backend.complete(request)
             paid.append(reply)
             self._num_calls += 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -45,7 +46,7 @@ class Endpoint:
         if config.base_url is None:
             _check_variable(os.environ.get("OPENAI_BASE_URL", ""))
         per_minute = config.requests_per_minute
-        self._limiter = None if per_minute is None else AsyncLimiter(per_minute, 60)
+        self._limiter = None if per_minute is None else AsyncLimiter(1, 60 / per_minute)
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=config.base_url,
@@ -88,21 +89,20 @@ class Endpoint:
             )
         except openai.OpenAIError as error:
             self._fail(error)
-        finish_reason: str
-        try:
+        text, refusal, finish_reason, usage = "", None, "unreadable", None
+        with suppress(openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError):
             completion = raw.parse()
-            choice = completion.choices[0]
-            text, refusal = choice.message.content or "", choice.message.refusal
-            finish_reason = choice.finish_reason or "stop"
             usage = completion.usage
-        except (openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError):
-            text, refusal, finish_reason, usage = "", None, "unreadable", None
+            choice = completion.choices[0]
+            content = choice.message.content or ""
+            if isinstance(content, str):  # the client takes what comes; some endpoints send lists
+                text, refusal = content, choice.message.refusal or None
+                finish_reason = choice.finish_reason or "stop"
         return Reply(
             text=text,
             finish_reason=finish_reason,
-            # What is not told counts as the most that it can be.
-            prompt_tokens=request.most_prompt_tokens if usage is None else usage.prompt_tokens,
-            completion_tokens=request.max_tokens if usage is None else usage.completion_tokens,
+            prompt_tokens=_count(usage, "prompt_tokens", request.most_prompt_tokens),
+            completion_tokens=_count(usage, "completion_tokens", request.max_tokens),
             refusal=refusal,
             attempts=raw.retries_taken + 1,
             seconds=time.perf_counter() - started,
@@ -138,6 +138,12 @@ class Endpoint:
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
         raise LLMError(f"{self._place}, model {self._config.model_name}: {told}") from None
+
+
+def _count(usage: object, name: str, most: int) -> int:
+    """What is not told counts as the most that it can be."""
+    told = getattr(usage, name, None)
+    return told if isinstance(told, int) and told >= 0 else most
 
 
 def _check_variable(url: str) -> None:
