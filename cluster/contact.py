@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from cluster.machine import is_listening, is_local_host
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.files import remove, write_json
+from genal_ray.processes import may_run
 from genal_ray.store import RunDirectory
 
 
@@ -66,7 +67,7 @@ def read_contact(store: RunDirectory) -> Contact | None:
         contact = TypeAdapter(Contact).validate_json(store.driver_file.read_bytes(), strict=True)
     except (OSError, ValidationError):
         return None
-    return contact if _launcher_runs(contact) and is_listening(contact.address) else None
+    return contact if may_run(contact.host, contact.pid) and is_listening(contact.address) else None
 
 
 @contextmanager
@@ -95,15 +96,3 @@ def _find(contact: Contact) -> Any:
         return ray.get_actor(contact.actor, namespace=contact.namespace)
     except ValueError:
         return None
-
-
-def _launcher_runs(contact: Contact) -> bool:
-    if contact.host != socket.gethostname():
-        return True
-    try:
-        os.kill(contact.pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -139,6 +139,10 @@ class RunDirectory:
         make_folder(folder)
         return Round(folder, self.mirror)
 
+    def begun_rounds(self) -> list[Round]:
+        """Committed or not, oldest first. Raises UserError for another folder among them."""
+        return [self.round(number) for number in sorted(_number(p) for p in (self.path / "rounds").glob("[0-9]*"))]
+
     def committed_rounds(self) -> list[int]:
         """Numbers of the committed rounds, which are 0..n-1."""
         done = sorted(_number(p.parent) for p in (self.path / "rounds").glob("[0-9]*/COMMITTED"))
@@ -250,5 +254,6 @@ def _number(folder: Path) -> int:
 
 def _row(report: RoundReport) -> dict[str, float | None]:
     """A line of metrics.jsonl; JSON knows no NaN or infinity, they become null."""
-    finite = {key: value if math.isfinite(value) else None for key, value in sorted(report.metrics.items())}
+    items = sorted(report.metrics.items())
+    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in items}
     return {"round": report.round, **finite}

@@ -116,15 +116,14 @@ def _not_there(store: RunDirectory, found: Mapping[str, int]) -> Iterator[Path]:
     warm = store.path / "warmup" / RECORD
     if warm.is_file() and _name(store, warm) not in found:
         yield from (warm.parent / "model", warm)
-    for folder in sorted((store.path / "rounds").glob("[0-9]*")):
-        round = store.round(int(folder.name))
+    for round in store.begun_rounds():
         for stage in STAGES:
             files = round.files(stage)
             if round.is_complete(stage) and _name(store, files[-1]) not in found:
                 yield from files
-        committed = folder / "COMMITTED"
+        committed = round.folder / "COMMITTED"
         if committed.is_file() and _name(store, committed) not in found:
-            yield from (folder / "metrics.json", committed)
+            yield from (round.folder / "metrics.json", committed)
 
 
 def _name(store: RunDirectory, path: Path) -> str:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
 import re
 import shutil
+import socket
+import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -157,8 +160,34 @@ def test_how_a_run_stands(hostile: Path, tmp_path: Path) -> None:
     assert read_outline(store).reason == "last failure: RunError: out of <memory>"
     store.write_record("budget.json", {"initial": 4, "per_round": 5, "total": 30, "num_rounds": 6})
     assert (read_outline(store).state, read_outline(store).reason) == ("done", None)
-    store.write_record("driver.json", {})
+    store.write_record("driver.json", {"host": socket.gethostname(), "pid": os.getpid()})
     assert read_outline(store).state == "in progress"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    store.write_record("driver.json", {"host": socket.gethostname(), "pid": ended.pid})
+    assert read_outline(store).state == "done", "its launcher was killed"
+
+
+def test_rewards_are_shaped_as_the_run_shapes_them(hostile: Path, tmp_path: Path) -> None:
+    store = RunDirectory(shutil.copytree(hostile, tmp_path / "run"))
+    assert read_outline(store).reward == make_config().reward
+    text = store.config_file.read_text()
+    assert text.count("transform: none") == 1
+    store.config_file.write_text(text.replace("transform: none", "transform: rank"))
+    assert read_outline(store).reward == make_config(reward={"transform": "rank"}).reward
+
+
+def test_a_damaged_or_foreign_round_is_named(hostile: Path, tmp_path: Path) -> None:
+    store = RunDirectory(shutil.copytree(hostile, tmp_path / "run"))
+    copy = shutil.copytree(store.path / "rounds" / "0001", store.path / "rounds" / "0001.bak")
+    (copy / "COMMITTED").unlink()
+    with pytest.raises(UserError, match=r"0001\.bak is not named as the folder of a round"):
+        write_report(store.path)
+    shutil.rmtree(copy)
+    score = store.path / "rounds" / "0001" / "score.json"
+    score.write_bytes(score.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"0001/score\.json was damaged"):
+        write_report(store.path)
 
 
 def test_labels_are_counted_by_class_and_origin(hostile: Path, page: Page) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import pyarrow.parquet as pq
 
 from genal_ray.config import RewardConfig
 from genal_ray.errors import UserError
+from genal_ray.files import read_record
 from genal_ray.report.labels import Label
 from genal_ray.rewards import shape_rewards
 from genal_ray.types import Fate
@@ -108,7 +108,7 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
 def failures(folder: Path, stage: str) -> dict[str, str]:
     """Instance id -> why, of what a stage of a round failed on; empty for one that is not complete."""
     file = folder / f"{stage}.json"
-    failed: dict[str, str] = json.loads(file.read_bytes())["value"].get("failed", {}) if file.is_file() else {}
+    failed: dict[str, str] = read_record(file)["value"].get("failed", {}) if file.is_file() else {}
     return failed
 
 

@@ -17,12 +17,13 @@ from genal_ray.config import RewardConfig
 from genal_ray.config_yaml import read_document
 from genal_ray.errors import UserError
 from genal_ray.evaluation import QUALITY
+from genal_ray.processes import may_run
 from genal_ray.store import RunDirectory
 
 Metrics = Mapping[str, float | None]
 """Of one round; None where the value was not finite."""
 
-_SHAPING = ("clip_quantile", "standardize", "floor")
+_SHAPING = ("transform", "clip_quantile", "standardize", "floor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,8 @@ def _config(store: RunDirectory) -> dict[str, Any]:
 
 def _standing(store: RunDirectory, num_labels: int, budget: Mapping[str, Any]) -> tuple[str, str | None]:
     """How the run stands, and why."""
-    if store.driver_file.exists():
+    launcher = store.record("driver.json")
+    if launcher and may_run(launcher["host"], launcher["pid"]):
         return "in progress", None
     reason = store.outcome()
     if reason is not None or (budget and num_labels >= budget["total"]):

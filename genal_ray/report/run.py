@@ -66,7 +66,8 @@ def read_run(store: RunDirectory) -> RunPage:
     """The page of a run directory, whatever stage the run is in. Raises UserError for a broken configuration."""
     outline = read_outline(store)
     labels = read_labels(store.ledger_file)
-    folders = sorted((p.parent for p in (store.path / "rounds").glob("[0-9]*/generate.json")), reverse=True)
+    rounds = store.begun_rounds()
+    folders = [round.folder for round in reversed(rounds) if round.is_complete("generate")]
     by_id = {label.id: label for label in labels}
     return RunPage(
         outline=outline,
@@ -76,10 +77,10 @@ def read_run(store: RunDirectory) -> RunPage:
             read_generated(folder, outline.reward, by_id) for folder in folders[:MAX_ROUNDS_WITH_TEXTS]
         ),
         set_aside=tuple(
-            SetAside(round=int(folder.name), id=id, why=f"{_FAILURES[stage]}: {why}")
-            for folder in sorted((store.path / "rounds").glob("[0-9]*"))
+            SetAside(round=int(round.folder.name), id=id, why=f"{_FAILURES[stage]}: {why}")
+            for round in rounds
             for stage in _FAILURES
-            for id, why in failures(folder, stage).items()
+            for id, why in failures(round.folder, stage).items()
         ),
         num_older=max(0, len(folders) - MAX_ROUNDS_WITH_TEXTS),
         config_yaml=store.config_file.read_text(encoding="utf-8"),
