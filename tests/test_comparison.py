@@ -247,6 +247,17 @@ def test_areas_end_where_the_shortest_curve_does_and_at_the_whole_pool_at_the_la
     assert summarise([*long, *curve("entropy", 0, [0.5] * 4, step=15)]).start == 0.3
 
 
+def test_areas_leave_out_the_bounds_that_are_one_point() -> None:
+    compared = [*curve("random", 0, [0.5] * 5), *curve("signal", 0, [0.6] * 5)]
+    points = [*compared, *curve("k-shot", 0, [0.4], step=2), *curve("full-shot", 0, [0.9], step=POOL)]
+    summary = summarise(points)
+    assert (summary.start, summary.end) == (0.2, 1.0)
+    areas = {m.method: m.auc.mean if m.auc else None for m in summary.methods}
+    assert areas == {"random": 0.5, "signal": pytest.approx(0.6), "k-shot": None, "full-shot": None}
+    assert summary.methods[1].auc_gain is not None
+    assert summarise(curve("k-shot", 0, [0.4])).methods[0].auc is None
+
+
 def test_without_random_there_are_no_gains() -> None:
     only = summarise(curve("signal", 0, [0.5] * 5)).methods[0]
     assert only.auc is not None

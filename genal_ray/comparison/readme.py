@@ -101,10 +101,10 @@ def _summary(summary: Summary) -> str:
         f"## Summary\n\n{summary_table(summary)}\n\n"
         f"Finished runs only. {measure} in %, mean ± standard deviation (n-1) over seeds, by share of the pool that is "
         f"labeled; AUC is its mean from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
-        "range that all methods share (area under the learning curve by the trapezoid rule, divided by the range). "
-        "Differences are in percentage points, paired by seed, with the 95% confidence interval of the paired t test. "
-        "Tokens per point are a chat model's, for each percentage point from the first round to the last. "
-        "Between two rounds the curve is a straight line; – is where it does not reach. Deviations and "
+        "range that all methods of more than one round share (area under the learning curve by the trapezoid rule, "
+        "divided by the range). Differences are in percentage points, paired by seed, with the 95% confidence interval "
+        "of the paired t test. Tokens per point are a chat model's, for each percentage point from the first round to "
+        "the last. Between two rounds the curve is a straight line; – is where it does not reach. Deviations and "
         "intervals need two seeds."
     )
 

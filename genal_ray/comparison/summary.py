@@ -73,7 +73,7 @@ class Summary:
     measure: str
     """What the figures are: `accuracy` or `entity F1`."""
     start: float
-    """The range of the areas, in shares of the pool: where all curves begin, and at most 1."""
+    """The range of the areas, in shares of the pool: where all curves but single points begin, and at most 1."""
     end: float
 
 
@@ -179,9 +179,11 @@ def tokens_per_point(curve: Curve) -> float | None:
 
 
 def _common_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    if not curves:
+    """Of the curves that have a range; k-shot and full-shot are points."""
+    ranges = [(c[0].fraction, c[-1].fraction) for c in curves if c[0].fraction < c[-1].fraction]
+    if not ranges:
         return 0.0, 0.0
-    return max(c[0].fraction for c in curves), min(1.0, *(c[-1].fraction for c in curves))
+    return max(start for start, _ in ranges), min(1.0, *(end for _, end in ranges))
 
 
 def _measure(seeds: Mapping[int, Curve], start: float, end: float) -> _Measured:
