@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,23 +97,26 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
 
 
 async def observe(
-    run: Run, folder: Round, student: StudentFit, batch: Sequence[LabeledInstance], candidates: Sequence[Candidate]
+    run: Run, number: int, student: StudentFit, batch: Sequence[LabeledInstance], candidates: Sequence[Candidate]
 ) -> StageResult[dict[str, Prediction]]:
-    """What the student makes of the newest labels, and of those that it was trained on.
+    """What the student of the round before `number` makes of the newest labels, and of those that it was trained on;
+    in round 0, of those it was trained on.
 
     `candidates` tell what each text of the batch was asked to be. Figures, each a share of right answers or an entity
-    F1: `teach/batch_score`, `teach/<tag>_score`, and of the labels before the batch `teach/trained_real_score` and
+    F1: `teach/batch_score`, `teach/<tag>_score`, and of its training set `teach/trained_real_score` and
     `teach/trained_written_score`.
     """
     tags = {c.instance.id: c.completion.tag for c in candidates if c.instance is not None}
     newest = {item.instance.id for item in batch}
+    before = [item for item in run.pools.labeled if item.instance.id not in newest]
+    trained = run.config.strategy.training_set(before, number - 1, run.config.seed)
+    seen = list({item.instance.id: item for item in (*trained, *batch)}.values())
 
     async def work(progress: Progress) -> tuple[dict[str, Prediction], Mapping[str, float]]:
-        labeled = run.pools.labeled
-        predictions = await run.parts.scorer.predict([item.instance for item in labeled], student, progress)
-        found = {item.instance.id: prediction for item, prediction in zip(labeled, predictions, strict=True)}
+        predictions = await run.parts.scorer.predict([item.instance for item in seen], student, progress)
+        found = {item.instance.id: prediction for item, prediction in zip(seen, predictions, strict=True)}
         members: dict[str, list[LabeledInstance]] = {}
-        for item in labeled:
+        for item in seen:
             id = item.instance.id
             groups = ["batch", tags.get(id, "")] if id in newest else [f"trained_{_KINDS[item.instance.origin]}"]
             for group in filter(None, groups):
@@ -125,14 +129,19 @@ async def observe(
         }
         return {item.instance.id: found[item.instance.id] for item in batch}, figures
 
-    return await run.stage(folder, "observe", ObservationCodec(), work)
+    return await run.stage(run.store.round(number), "observe", ObservationCodec(), work)
 
 
-def given_labels(candidates: Sequence[Candidate]) -> dict[str, Label]:
-    """Instance id -> the label that came with its text."""
+def given_labels(run: Run, number: int, candidates: Sequence[Candidate]) -> dict[str, Label]:
+    """Instance id -> the label that came with its text, of `candidates` and of what earlier rounds left in the pool."""
+    strategy = run.config.strategy
+    if not (isinstance(strategy, TeacherStrategy) and strategy.labels_itself):
+        return {}
+    retained = range(max(1, number - strategy.retention_rounds + 1), number)
+    earlier = (run.store.round(n).load("generate", CandidateCodec()) for n in retained)
     return {
         c.instance.id: c.completion.label
-        for c in candidates
+        for c in chain(*earlier, candidates)
         if c.instance is not None and c.completion.label is not None
     }
 

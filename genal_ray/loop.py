@@ -162,7 +162,7 @@ async def run_initial_round(run: Run) -> StudentFit:
     student = await _fit_student(run, folder, 0)
     stages["student"] = student
     if run.config.observes:
-        stages["observe"] = await lessons.observe(run, folder, student.value, run.pools.labeled, [])
+        stages["observe"] = await lessons.observe(run, 0, student.value, run.pools.labeled, [])
     await commit(run, 0, started, stages, run.warmup_metrics)
     return student.value
 
@@ -198,12 +198,12 @@ async def run_round(run: Run, number: int, budget: int, student: StudentFit) -> 
     rewarded = None if post else await _reward(run, folder, student, labeled, candidates, scored)
     candidates = set_aside(run, number, candidates, rewarded)
     chosen = _choose(run, number, candidates, scored.value, budget)  # line 8
-    given = lessons.given_labels(candidates)
+    given = lessons.given_labels(run, number, candidates)
     annotated = await run.stage(folder, "annotate", AskedCodec(), lambda p: annotate(run, number, chosen, p, given))
     bought = label(run, number, annotated)  # line 9
     stages["annotate"] = annotated
     if config.observes:
-        stages["observe"] = await lessons.observe(run, folder, student, bought, candidates)
+        stages["observe"] = await lessons.observe(run, number, student, bought, candidates)
 
     if post:
         fitted = await _fit_student(run, folder, number, student)  # line 10

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import Calls, Crash, make_config, make_run
+from fakes import Calls, Crash, FakeScorer, make_config, make_run
 from openai_server import MODEL, Answer, Server, serve, texts_of
 
 from genal_ray import loop
@@ -18,12 +20,20 @@ from genal_ray.annotation import Annotation
 from genal_ray.annotators import Setting
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.errors import RunError, UserError
+from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
+from genal_ray.llm import Message
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
+from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
+from genal_ray.strategies import TeacherStrategy
+from genal_ray.strategies.auggpt import Auggpt
+from genal_ray.strategies.direct import Direct
 from genal_ray.strategies.evokd import Evokd
+from genal_ray.tasks import build_task
+from genal_ray.teaching import Lesson
 from genal_ray.types import Instance, LabeledInstance
 
 ANALYSIS = "the student confuses octopuses with trombones"
@@ -238,6 +248,115 @@ def test_replies_that_cannot_be_read_are_asked_again(tmp_path: Path, monkeypatch
     assert rounds[1]["llm/num_not_json"] == 3
     assert sum(row["llm/num_wrong_schema"] for row in rounds[1:]) == 2
     assert [turn["role"] for turn in teacher.of("generation")[0]["messages"]] == ["system", "user"]
+
+
+def test_a_text_that_is_chosen_later_keeps_the_label_that_came_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SimulatedTeacher()
+    config = config_of({"labeling": "merged", "texts_per_label": 2, "retention_rounds": 3})
+    with serve(teacher) as server:
+        with pytest.raises(Crash):
+            run_to_end(tmp_path, server, monkeypatch, config, crash_at="student:3")
+        run_to_end(tmp_path, server, monkeypatch, config)
+    rows = ledger(tmp_path)[4:]
+    assert any(int(row["id"].split("-")[1]) < row["round"] for row in rows), "some were written before"
+    assert {row["annotator"] for row in rows} == {"writer"}
+    assert all(row["label"] == ("no", "yes")[number(row["text"]) % 2] for row in rows)
+    assert teacher.of("labeling") == []
+
+
+def test_a_template_of_ones_own_needs_no_system_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = tmp_path / "prompts" / "classification" / "generation.jinja"
+    template.parent.mkdir(parents=True)
+    template.write_text("{% block user %}Write {{ num_hard }} hard and {{ num_easy }} easy ones.{% endblock %}")
+    teacher = SimulatedTeacher()
+    llm = {"model": MODEL, "max_reply_tokens": 200, "prompts": str(tmp_path / "prompts")}
+    with serve(teacher) as server:
+        run_to_end(tmp_path / "run", server, monkeypatch, config_of(llm=llm))
+    for body in teacher.of("generation"):
+        assert [turn["role"] for turn in body["messages"]] == ["system", "user", "assistant", "user"]
+        assert body["messages"][-1]["content"].startswith("Write ")
+
+
+@pytest.mark.parametrize("review", [0.0, 0.5, 1.0])
+def test_the_student_is_observed_on_what_it_was_trained_on(
+    review: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    predict = FakeScorer.predict
+
+    async def counted(self: FakeScorer, instances: Any, *rest: Any) -> Any:
+        asked.append(len(instances))
+        return await predict(self, instances, *rest)
+
+    monkeypatch.setattr(FakeScorer, "predict", counted)
+    with serve(SimulatedTeacher()) as server:
+        run_to_end(tmp_path, server, monkeypatch, config_of({"review": review}))
+    # the initial 4, what the student saw of the batches before its newest one, that one, and the new batch
+    assert asked == [4, 4 + 6, 4 + 6 + 6, 4 + 6 * review + 6 + 6]
+
+
+@pytest.mark.parametrize(("texts_per_call", "hard_share"), [(1, 0.5), (3, 0.5), (10, 0.25), (4, 0.0), (4, 1.0)])
+def test_no_call_asks_for_nothing_or_for_too_much(
+    texts_per_call: int, hard_share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = SimulatedTeacher()
+    budget = {"per_round": 20, "total": 16}
+    with serve(teacher) as server:
+        config = config_of({"texts_per_call": texts_per_call, "hard_share": hard_share}, budget=budget)
+        run_to_end(tmp_path, server, monkeypatch, config)
+    counts: Counter[str] = Counter()
+    for body in teacher.of("generation"):
+        lists = body["response_format"]["json_schema"]["schema"]["properties"]
+        asked = {tag: items["maxItems"] for tag, items in lists.items()}
+        assert 1 <= sum(asked.values()) <= texts_per_call
+        counts.update(asked)
+    assert counts == Counter({"hard": 12 * hard_share, "easy": 12 * (1 - hard_share)})
+
+
+def lesson_of(num_labels: int, num_texts: int, *, round: int, budget: int, bought: int = 0) -> Lesson:
+    items = tuple(
+        LabeledInstance(
+            instance=Instance(id=f"r-{i}", text=f"text {i}"),
+            label=i % num_labels,
+            annotator="hidden",
+            round=0 if i < num_texts else 1,
+        )
+        for i in range(num_texts + bought)
+    )
+    labels = Classes(tuple(f"class {i}" for i in range(num_labels)))
+    task = build_task(config_of().task)
+    return Lesson(
+        round=round, budget=budget, task=task, labels=labels, labeled=items, feedback=(), analyses=()
+    )
+
+
+class Listener:
+    """Keeps the last turn of every conversation."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def render(self, template: str, **values: object) -> tuple[Message, ...]:
+        return Prompts().render(f"classification/{template}", **values)
+
+    async def ask(self, purpose: str, messages: Sequence[Message], *rest: Any, **options: Any) -> None:
+        self.heard.append(messages[-1].content)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "pattern"), [(Direct(), r"with the label class \d+, each"), (Auggpt(), r"text \d+")]
+)
+def test_turns_go_on_from_round_to_round(strategy: TeacherStrategy, pattern: str) -> None:
+    """20 classes, or initial texts, and 5 labels a round, of which few were bought."""
+    listener = Listener()
+    for round in range(1, 9):
+        lesson = lesson_of(20, 20, round=round, budget=5, bought=round - 1)
+        asyncio.run(strategy.write(lesson, None, listener))
+    turns = Counter(match[0] for said in listener.heard if (match := re.search(pattern, said)))
+    assert len(turns) == 20
+    assert set(turns.values()) == {2}
 
 
 @pytest.mark.parametrize("labeling", ["merged", "separate"])

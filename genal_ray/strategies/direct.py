@@ -40,15 +40,16 @@ class Direct(TeacherStrategy):
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
         calls = max(math.ceil(lesson.budget / self.texts_per_call), min(lesson.budget, len(lesson.labels.names)))
-        shares = spread(lesson.budget, calls)
+        shares, first = spread(lesson.budget, calls), (lesson.round - 1) * calls
         written = await asyncio.gather(
-            *(self._write(lesson, teacher, count, number) for number, count in enumerate(shares))
+            *(self._write(lesson, teacher, count, first + number) for number, count in enumerate(shares))
         )
         return [draft for drafts in written for draft in drafts]
 
     async def _write(self, lesson: Lesson, teacher: Teacher, count: int, number: int) -> list[Draft]:
+        """The drafts of one reply; `number` counts the replies of the run."""
         labels, task = lesson.labels, lesson.task
-        kind = (lesson.round + number) % len(labels.names)
+        kind = number % len(labels.names)
         examples = [
             {"text": i.instance.student_input, "label": labels.told(i.label, i.instance.text)}
             for i in lesson.labeled

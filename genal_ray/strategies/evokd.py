@@ -73,9 +73,12 @@ class Evokd(TeacherStrategy):
         total = math.ceil(lesson.budget * self.texts_per_label)
         num_hard = round(total * self.hard_share)
         calls = math.ceil(total / self.texts_per_call)
-        shares = zip(spread(num_hard, calls), spread(total - num_hard, calls), strict=True)
+        shares = zip(spread(total, calls), spread(num_hard, calls), strict=True)
         written = await asyncio.gather(
-            *(self._write(lesson, analysis, teacher, hard, easy, number) for number, (hard, easy) in enumerate(shares))
+            *(
+                self._write(lesson, analysis, teacher, hard, texts - hard, number)
+                for number, (texts, hard) in enumerate(shares)
+            )
         )
         return [draft for drafts in written for draft in drafts]
 
@@ -104,7 +107,8 @@ class Evokd(TeacherStrategy):
         messages: tuple[Message, ...] = request
         if analysis is not None:
             # The conversation goes on: question, the model's own analysis, and now its texts.
-            messages = (*self._question(lesson, teacher), _answer(analysis), *request[1:])
+            asked = (message for message in request if message.role != "system")
+            messages = (*self._question(lesson, teacher), _answer(analysis), *asked)
         text = text_schema(lesson.task, self.max_characters, lesson.labels if self.labels_itself else None)
         schema = lists_schema(text, {HARD: num_hard, EASY: num_easy})
 
