@@ -39,15 +39,14 @@ def decide(config: GuardsConfig, figures: Mapping[str, float], reports: Sequence
     """What is done in the round after `reports` (all committed rounds, oldest first, at least one).
 
     `figures` are those of the round's texts and labels; those of the update before come from its report. The pretrained
-    policy is not judged: no rule acts before there has been an update.
+    policy is not judged: no rule acts before there has been an update, nor after it was restored.
     """
     last = reports[-1].metrics
-    learned = last["version/policy"] > 0
+    in_force = _learned_in(reports, int(last["version/policy"]))
     figures = {**{name: value for name, value in last.items() if name.startswith("rl/")}, **figures}
-    broken = [rule for rule in config.rules if learned and _breaks(rule, figures, reports)]
+    broken = [rule for rule in config.rules if in_force and _breaks(rule, figures, reports)]
     good = last_good(config, reports)
-    is_another = good != _learned_in(reports, int(last["version/policy"]))
-    restore = good if is_another and _asks_for(broken, "restore") else None
+    restore = good if good != in_force and _asks_for(broken, "restore") else None
     pause = restore is None and _asks_for(broken, "pause")
     kl_factor = _kl_factor(config, broken, reports)
     return Decision(

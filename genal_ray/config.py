@@ -103,6 +103,12 @@ class RunConfig(Section):
                     "the batch as a whole",
                 )
             )
+        if self.writes and self.strategy.keeps_the_best and not isinstance(self.selector, Pointwise):
+            message = (
+                f"{self.selector.name} chooses whole batches and gives a text no score of its own, by which "
+                f"{self.strategy.name} could keep it; name a pointwise function such as signal"
+            )
+            raise InvalidValues(Problem(("acquisition",), message))
         if self.learns and not isinstance(self.reward_function, Pointwise):
             raise InvalidValues(
                 Problem(
@@ -288,6 +294,13 @@ def presets() -> dict[str, Path]:
 
 
 def _read(source: str) -> Document:
+    try:
+        return _read_file(source)
+    except OSError as error:
+        raise UserError(f"configuration {source!r} cannot be read: {error.strerror or error}") from error
+
+
+def _read_file(source: str) -> Document:
     shipped = presets()
     path = shipped.get(source, Path(source).expanduser())
     if path.is_dir():

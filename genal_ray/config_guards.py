@@ -87,7 +87,9 @@ class GuardsConfig(Section):
     """
 
     copies: Literal["drop", "keep"] = Field("drop", description="texts of the real pool")
-    duplicates: Literal["drop", "keep"] = Field("drop", description="texts that were written before")
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="texts of other synthetic instances, labeled or still in the pool"
+    )
     near_duplicates: Treatment = Field(
         "keep",
         description="texts close to one of the real pool or written before. drop: they never reach the pool; penalize: "

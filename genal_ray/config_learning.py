@@ -43,6 +43,12 @@ class KLConfig(Section):
         "k1", description="of the figure rl/kl and of the penalty; grpo's penalty is always k3"
     )
 
+    @model_validator(mode="after")
+    def _can_adapt(self) -> Self:
+        if self.adaptive and not self.coefficient:
+            raise InvalidValues(Problem(("coefficient",), "must be above 0 with adaptive: what is 0 stays 0"))
+        return self
+
 
 def _algorithm_name(value: str) -> str:
     if value != "none":
@@ -103,6 +109,14 @@ class LearnerConfig(Section):
     def algorithm(self) -> Algorithm | None:
         """None when nothing is learned."""
         return None if self.name == "none" else build_algorithm(self.name)
+
+    @model_validator(mode="after")
+    def _offloads_what_is_divided(self) -> Self:
+        for key, stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, key) and self.zero_stage < stage:
+                message = f"needs learner.zero_stage {stage} or more, got {self.zero_stage}: DeepSpeed ignores it there"
+                raise InvalidValues(Problem((key,), message))
+        return self
 
     @model_validator(mode="after")
     def _critic_is_there(self) -> Self:

@@ -145,6 +145,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path}, after line {number}: the gzip file is damaged or cut off: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 def _open(path: Path) -> BinaryIO:
@@ -245,6 +247,8 @@ def _read_parquet(path: Path) -> Table:
     try:
         file = pq.ParquetFile(io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path)
         class_names = _class_names(file.schema_arrow.metadata)
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
     except (pa.ArrowException, OSError, EOFError, zlib.error, ValueError, LookupError) as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from error
     return Table(place=str(path), unit="row", rows=_parquet_rows(file, path), class_names=class_names)

@@ -74,6 +74,11 @@ def test_the_pretrained_policy_is_not_judged_and_is_the_measure() -> None:
     before = [report(0), report(1, gen__copy_rate=0.7, rl__kl_coefficient=0.05)]
     assert decide(guards(COPIES), {"gen/copy_rate": 0.8}, before).kl_factor == 1
     assert decide(guards(COPIES), {"gen/copy_rate": 0.9}, before).kl_factor == 2
+    reports = healthy(1)
+    restored = report(2, gen__copy_rate=0.9, guard__restore=1, guard__kl_factor=3, guard__restored_policy=0)
+    assert decide(guards(COPIES), {"gen/copy_rate": 0.9}, [*reports, restored]).pause is False
+    assert decide(guards(COPIES), {"gen/copy_rate": 0.9}, [*reports, restored]).metrics["guard/copy_rate"] == 0
+    assert decide(guards(COPIES), {"gen/copy_rate": 0.9}, [*reports, report(2)]).metrics["guard/copy_rate"] == 1
     terse = [report(0), report(1, gen__mean_tokens=3)]
     assert not decide(guards(SHORT), {"gen/mean_tokens": 2.8}, terse).pause
     assert decide(guards(SHORT), {"gen/mean_tokens": 2.4}, terse).pause

@@ -138,7 +138,7 @@ def test_zero_3_divides_the_state_of_the_learner() -> None:
 
 def test_offload_moves_the_optimizer_to_the_host() -> None:
     def footprint(offload: bool) -> memory.Footprint:
-        made = config(learner={"num_gpus": 1, "dtype": "bfloat16", "offload_optimizer": offload})
+        made = config(learner={"num_gpus": 1, "dtype": "bfloat16", "zero_stage": 1, "offload_optimizer": offload})
         assert made.generator is not None
         return memory.learner(made.generator, made.learner)
 

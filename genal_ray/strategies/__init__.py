@@ -32,6 +32,8 @@ class Strategy(Plugin):
     """Whether real instances may be chosen for labeling."""
     labels_synthetic: ClassVar[bool] = True
     """Whether synthetic instances may be chosen for labeling."""
+    keeps_the_best: ClassVar[bool] = False
+    """Whether it discards texts by their scores, which batch-mode functions do not give."""
 
     def selector(self, configured: Acquisition) -> Acquisition:
         """What chooses the instances to be labeled; `configured` is the run's `acquisition`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ class BestOfN(Signal):
     """
 
     name: str = "best_of_n"
+    keeps_the_best: ClassVar[bool] = True
+
     samples_per_candidate: int = Field(8, ge=1, le=1000)
     """n: completions asked for per synthetic instance that may enter."""
 
