@@ -190,7 +190,7 @@ class Driver:
             folder=build_task(self._config.task).folder,
             seed=self._config.seed,
             llm=llm,
-            begun=len(ledger) > 0,
+            probed=any("label/probe_score" in report.metrics for report in self._store.reports()),
             max_error_rate=self._config.guards.max_error_rate,
         )
         labelers: dict[Origin, tuple[str, Labeler]] = {}

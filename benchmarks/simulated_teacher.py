@@ -114,6 +114,8 @@ class Teacher:
         # Without spaces: a run may split words anew.
         self._rows = {"".join(item.text.split()): row for row, item in enumerate(self.hidden)}
         self._names = sorted({kind for item in self.hidden for kind in item.kinds})
+        longest_first = sorted(self._names, key=len, reverse=True)
+        self._listed = re.compile("|".join(map(re.escape, longest_first)))  # names may have commas in them
         self._taken_for = [
             {str(self.label(item.text))} if isinstance(item.label, str) else item.kinds for item in self.hidden
         ]
@@ -155,7 +157,7 @@ class Teacher:
     def _lesson(self, asked: dict[str, Any], shown: str, rng: np.random.Generator) -> dict[str, Any]:
         samples, spread = read_samples(shown), SPREAD.search(shown)
         assert spread is not None, "a lesson is asked to be spread"
-        turns = cycle(rng.permutation(spread["names"].split(", ")))
+        turns = cycle(rng.permutation(self._listed.findall(spread["names"])))
         taken = {self._row(sample.text) for sample in samples}
         written: dict[str, list[Any]] = {}
         for tag, items in asked.items():

@@ -40,6 +40,22 @@ def corpus(names: tuple[str, ...] = NAMES) -> Corpus:
     return Corpus(labels=Classes(names), pool=(), hidden_labels={}, initial_ids=(), evaluation=())
 
 
+def test_probes_are_labeled_once_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "key")
+    config = validate(LLMConfig, {"model": MODEL})
+    pool = tuple(Instance(id=f"r-{i}", text=str(i)) for i in range(3))
+    hidden = {instance.id: 0 for instance in pool}
+    known = Corpus(labels=Classes(NAMES), pool=pool, hidden_labels=hidden, initial_ids=("r-0", "r-1"), evaluation=())
+    llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl"))
+
+    def probes(*, probed: bool) -> list[str]:
+        setting = Setting(domain="film reviews", seed=3, llm=llm, probed=probed)
+        return [probe.instance.id for probe in LLMAnnotator(probes=2).load(known, setting).probes]  # type: ignore[attr-defined]
+
+    assert probes(probed=False) == ["r-0", "r-1"]
+    assert probes(probed=True) == []
+
+
 def annotate(
     behaviour: Behaviour,
     items: list[Instance],

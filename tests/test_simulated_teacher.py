@@ -207,6 +207,14 @@ def test_no_text_is_written_twice_in_a_reply_or_was_shown(tmp_path: Path) -> Non
     assert sorted(draft.text for draft in drafts) == sorted(f"{a} {i}" for a in ("zebra", "yak") for i in range(1, 5))
 
 
+def test_a_lesson_is_spread_over_names_with_commas_in_them(tmp_path: Path) -> None:
+    names = ("Clothing, Shoes and Jewelry", "Shoes", "Toys")
+    rows = [{"text": f"remark {i}", "label": names[i % 3]} for i in range(300)]
+    teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.0, model=Letters())  # type: ignore[arg-type]
+    drafts = taught(Evokd(), teacher, SingleText(domain="remarks"), Classes(names), [("a", 0), ("b", 1)])
+    assert sorted(Counter(teacher.label(draft.text) for draft in drafts).values()) == [2, 3, 3]
+
+
 def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
     rows = [{"text": f"remark {i}", "label": ("bad", "good")[i % 2]} for i in range(1000)]
     teacher = Teacher(hidden=read_hidden(hidden(tmp_path, rows)), error_rate=0.1, model=Letters())  # type: ignore[arg-type]

@@ -61,8 +61,8 @@ class Setting:
     """Of the task's chat prompts."""
     llm: LLM | None = None
     """The run's chat model."""
-    begun: bool = False
-    """Whether annotators of the run labeled texts before."""
+    probed: bool = False
+    """Whether a committed round tells already how right the annotators are on probes."""
     max_error_rate: float = MAX_ERROR_RATE
     """Share of the texts that may fail before asking further is of no use."""
 

@@ -122,7 +122,7 @@ class LLMAnnotator(Annotator):
             prompts=Prompts(llm.config.prompts),
             folder=setting.folder,
             labels=corpus.labels,
-            probes=() if setting.begun else _probes(corpus, self.probes),
+            probes=() if setting.probed else _probes(corpus, self.probes),
             domain=setting.domain,
             seed=setting.seed,
             max_error_rate=setting.max_error_rate,
