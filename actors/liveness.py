@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 
 import psutil
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 T = TypeVar("T")
@@ -28,6 +28,10 @@ T = TypeVar("T")
 CONTROL = "control"
 CONTROL_GROUP = {CONTROL: 1}
 """The option `concurrency_groups` of an actor that answers beside its work."""
+
+DIED: tuple[type[RayError], ...] = (RayActorError, OutOfMemoryError)
+"""What a call of an actor raises when its process has died: the second, which is no RayActorError, when it was Ray's
+memory monitor that killed it."""
 
 DUMP_TIMEOUT_S = 60.0
 """For a task to start beside the process and to look at it."""

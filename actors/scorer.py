@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayTaskError
 
 from actors.backoff import wait_s
 from actors.incidents import Incidents
-from actors.liveness import CONTROL, CONTROL_GROUP, attended
+from actors.liveness import CONTROL, CONTROL_GROUP, DIED, attended
 from actors.scorer_queue import PieceQueue, reason
 from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
 from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
@@ -297,7 +297,7 @@ class ScorerPool:
             part = await work.queue.get()
             try:
                 result = await self._patiently(seat, call, work.reference(part))
-            except (RayActorError, RayTaskError, TimeoutError) as error:
+            except (*DIED, RayTaskError, TimeoutError) as error:
                 self._num_retries += 1
                 work.failed(part, error)
                 await self._replace(seat, error)
@@ -347,7 +347,7 @@ class ScorerPool:
                 async with asyncio.timeout(self._config.scorer.timeout_s):
                     await self._actors[seat].prepare.remote()
                 return
-            except RayActorError as error:
+            except DIED as error:
                 lost = error
                 await self._incidents.lost("scorer", f"it died at its start: {reason(error)}")
                 await self._renew(seat)

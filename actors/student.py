@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.backoff import wait_s
 from actors.incidents import Incidents
-from actors.liveness import Place, Unresponsive, attended
+from actors.liveness import DIED, Place, Unresponsive, attended
 from actors.student_mailbox import JobState, StudentMailbox, TrainRunLost
 from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
@@ -143,7 +142,7 @@ class RayStudent:
         if self._mailbox is not None and not self._busy:
             try:
                 await _within(STOP_TIMEOUT_S, self._mailbox.close.remote())
-            except (TimeoutError, RayActorError):
+            except (TimeoutError, *DIED):
                 logger.warning("the student's Ray Train run did not end in %.0f s: killing it", STOP_TIMEOUT_S)
         await self._kill()
         await asyncio.to_thread(shutil.rmtree, self._storage, ignore_errors=True)
@@ -164,9 +163,9 @@ class RayStudent:
                 if self._mailbox is None:
                     await self._start()
                 return await work()
-            except (RayActorError, TrainRunLost, TimeoutError) as error:
+            except (*DIED, TrainRunLost, TimeoutError) as error:
                 overdue = isinstance(error, TimeoutError)
-                mailbox = isinstance(error, RayActorError)
+                mailbox = isinstance(error, DIED)
                 lost = self._overdue(error) if overdue else f"the student's mailbox died: {error}" if mailbox else error
                 await self._incidents.lost("student", lost, hung=self._workers if overdue else ())
                 await self._kill()

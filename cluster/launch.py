@@ -237,7 +237,9 @@ def _watch(
     Raises DriverLost when it dies, or says nothing for cluster.heartbeat_s.
     """
     import ray
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import RayTaskError
+
+    from actors.liveness import DIED
 
     work, told = driver.run.remote(), driver.pid.remote()
     heard, ended = 0, False
@@ -263,7 +265,7 @@ def _watch(
                 ended, asked, since = True, driver.status.remote(), time.monotonic()  # one more look at the end
     except RayTaskError as error:
         raise _failure(error, store) from error
-    except RayActorError as error:
+    except DIED as error:
         raise DriverLost(f"the driver process died: {error}") from error
 
 

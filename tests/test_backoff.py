@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from actors import scorer as scorer_module
 from actors.backoff import wait_s
@@ -49,15 +49,16 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScorerPool:
 
 def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
     """The seat's waits grow over losses in a row and begin anew after a piece was done."""
-    waits, fates = list[float](), [False, False, True, False, True]
+    waits = list[float]()
+    fates = [ActorDiedError(), OutOfMemoryError("the node is low on memory"), None, ActorDiedError(), None]
 
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
     async def patiently(seat: int, call: Any, piece: Any) -> str:
-        if fates.pop(0):
-            return "scored"
-        raise ActorDiedError()
+        if (fate := fates.pop(0)) is not None:
+            raise fate
+        return "scored"
 
     async def ready(seat: int) -> None: ...
 

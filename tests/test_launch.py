@@ -7,11 +7,13 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 from ray import cloudpickle
+from ray.exceptions import OutOfMemoryError
 
 from cluster import contact, launch, session
 from cluster.console import PlainView, TerminalView, console, show_outcome
@@ -118,6 +120,18 @@ def test_how_a_failed_driver_is_told(
 ) -> None:
     with pytest.raises(error, match=message):
         watch(ending, tmp_path)
+
+
+def test_a_driver_that_the_memory_monitor_killed_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(reference: str) -> None:
+        raise OutOfMemoryError("the node is low on memory")
+
+    method = SimpleNamespace(remote=lambda: "a reference")
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
+    monkeypatch.setattr(ray, "get", get)
+    driver = SimpleNamespace(run=method, pid=method, status=method)
+    with pytest.raises(launch.DriverLost, match="the driver process died: the node is low on memory"):
+        launch._watch(driver, RunDirectory(tmp_path), Recorder(), Interrupts(grace_s=60))
 
 
 @pytest.mark.ray

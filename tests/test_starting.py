@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray.exceptions import OutOfMemoryError
 
 from actors import backoff, generator, replica_watch, scorer
 from actors.generator import GeneratorService
@@ -21,10 +22,12 @@ from genal_ray.config import GeneratorConfig, parse_config
 from genal_ray.errors import RunError
 
 
-def starting(*, hangs: bool) -> SimpleNamespace:
+def starting(*, hangs: bool = False, dies: Exception | None = None) -> SimpleNamespace:
     """A scorer's handle."""
 
     async def prepare() -> None:
+        if dies is not None:
+            raise dies
         if hangs:
             await asyncio.Event().wait()
 
@@ -62,6 +65,16 @@ def has_process(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
 def test_a_scorer_that_hangs_at_its_start_is_replaced(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
     has_process(monkeypatch, True)
     waiting = [starting(hangs=True), starting(hangs=False)]
+    monkeypatch.setattr(pool, "_launch", lambda: waiting.pop(0))
+    asyncio.run(pool._ready(0))
+    assert not waiting
+
+
+def test_a_scorer_that_the_memory_monitor_kills_at_its_start_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, pool: ScorerPool
+) -> None:
+    waiting = [starting()]
+    pool._actors = [starting(dies=OutOfMemoryError("the node is low on memory"))]
     monkeypatch.setattr(pool, "_launch", lambda: waiting.pop(0))
     asyncio.run(pool._ready(0))
     assert not waiting
