@@ -19,7 +19,7 @@ from actors.liveness import DIED, Place, Unresponsive, attended
 from actors.student_mailbox import JobState, StudentMailbox, TrainRunLost
 from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
-from genal_ray.errors import RunError
+from genal_ray.errors import GenalRayError, RunError
 from genal_ray.interfaces import Progress
 from genal_ray.labels import LabelSpace
 from genal_ray.paths import is_local
@@ -63,6 +63,7 @@ class RayStudent:
         self._jobs = 0
         self._busy = False
         self._restarts = 0
+        self._place: Place
         self._workers: tuple[Place, ...] = ()
         self._reserved: PlacementGroup | None = None
 
@@ -91,7 +92,7 @@ class RayStudent:
         self._mailbox = ray.remote(StudentMailbox).options(num_cpus=0, max_concurrency=1000).remote(setup)
         seconds = START_TIMEOUT_S + self._config.cluster.resource_wait_s
         try:
-            failure = await _within(seconds, self._mailbox.start.remote())
+            failure = await _within(seconds, self._ready())
         except TimeoutError as error:
             await self._kill()
             raise RunError(
@@ -102,7 +103,14 @@ class RayStudent:
         if failure is not None:
             await self._kill()
             raise failure
-        self._reserved = await self._mailbox.reserved.remote()
+
+    async def _ready(self) -> GenalRayError | None:
+        """None once the workers hold the pretrained weights, else what went wrong."""
+        self._place = await self._mailbox.place.remote()
+        failure: GenalRayError | None = await self._mailbox.start.remote()
+        if failure is None:
+            self._reserved = await self._mailbox.reserved.remote()
+        return failure
 
     async def fit(
         self,
@@ -150,9 +158,17 @@ class RayStudent:
     async def _run(self, job: FitJob, progress: Progress | None) -> JobState:
         """The finished job, whatever mailbox it takes."""
 
-        async def work() -> JobState:
+        async def train() -> JobState:
             await self._mailbox.submit.remote(job)
-            return await _within(self._student.timeout_s, self._follow(progress))
+            return await self._follow(progress)
+
+        async def work() -> JobState:
+            return await attended(
+                train(),
+                self._mailbox.workers.remote,
+                timeout_s=self._student.timeout_s,
+                heartbeat_s=self._config.cluster.heartbeat_s,
+            )
 
         return await self._persist(work)
 
@@ -167,7 +183,7 @@ class RayStudent:
                 overdue = isinstance(error, TimeoutError)
                 mailbox = isinstance(error, DIED)
                 lost = self._overdue(error) if overdue else f"the student's mailbox died: {error}" if mailbox else error
-                await self._incidents.lost("student", lost, hung=self._workers if overdue else ())
+                await self._incidents.lost("student", lost, hung=self._hung(error))
                 await self._kill()
                 self._restarts += 1
                 if self._restarts > self._student.max_failures:
@@ -176,6 +192,12 @@ class RayStudent:
                         f"student.max_failures ({self._student.max_failures}) allows"
                     ) from error
                 await asyncio.sleep(wait_s(self._restarts))
+
+    def _hung(self, error: Exception) -> tuple[Place, ...]:
+        """The processes whose stacks tell why nothing came."""
+        if isinstance(error, Unresponsive):
+            return (self._place,)
+        return self._workers if isinstance(error, TimeoutError) else ()
 
     def _overdue(self, error: Exception) -> str:
         if isinstance(error, Unresponsive):
@@ -203,24 +225,16 @@ class RayStudent:
     async def _news(self, seen: int) -> JobState:
         """The job's state once it is newer than `seen`; of workers that are silent for long the stacks are kept.
 
-        Raises Unresponsive when the mailbox hangs. Workers that hang are Ray Train's to replace.
+        Workers that hang are Ray Train's to replace.
         """
-        patience, told = self._config.cluster.heartbeat_s, False
-        while True:
-            try:
-                news: JobState = await attended(
-                    self._mailbox.watch.remote(seen),
-                    self._mailbox.workers.remote,
-                    timeout_s=patience,
-                    heartbeat_s=patience,
-                )
-                return news
-            except Unresponsive:
-                raise
-            except TimeoutError:
-                if not told:
-                    await self._incidents.silent("student worker", self._workers)
-                told = True
+        news: asyncio.Future[JobState] = asyncio.ensure_future(self._mailbox.watch.remote(seen))
+        try:
+            done, _ = await asyncio.wait([news], timeout=self._config.cluster.heartbeat_s)
+            if not done:
+                await self._incidents.silent("student worker", self._workers)
+            return await news
+        finally:
+            news.cancel()
 
     async def _kill(self) -> None:
         """Kill the mailbox, and with it the Ray Train controller and the workers that it owns; free what they held."""

@@ -22,7 +22,7 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from actors.backoff import wait_s
-from actors.liveness import Place
+from actors.liveness import Place, here
 from actors.student_worker import FitJob, WorkerSetup, make_trainer
 from genal_ray.errors import GenalRayError, RunError
 
@@ -73,6 +73,9 @@ class StudentMailbox:
         self._closed = False
         self._failure: GenalRayError | None = None
         self._ended = asyncio.Event()
+
+    async def place(self) -> Place:
+        return here()
 
     async def start(self) -> GenalRayError | None:
         """Start the Ray Train run and return when all its workers hold the pretrained weights, or what went wrong."""

@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,11 @@ import psutil
 import pytest
 import ray
 import tiny_students
-from ray.exceptions import ActorDiedError
 from safetensors.numpy import load_file
 from tiny_students import labeled, make_encoder, sentiment
 
 from actors.incidents import Incidents
 from actors.student import RayStudent
-from actors.student_mailbox import JobState
 from genal_ray.config import RunConfig, parse_config
 from genal_ray.errors import RunError, UserError
 from genal_ray.inference import StudentModel
@@ -187,37 +184,23 @@ def test_two_workers_train_as_one_and_one_that_hangs_is_replaced(folder: Path) -
     assert two.metrics["student/loss"] == pytest.approx(one.metrics["student/loss"], rel=0.05)
 
 
-def test_a_dead_mailbox_is_replaced(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done, told = JobState(revision=1, metrics={}), list[str]()
-    student = make_student(tmp_path, max_failures=1, incidents=Incidents(tmp_path, told.append))
-    mailboxes = [SimpleNamespace(submit=dying(ActorDiedError())), SimpleNamespace(submit=dying(None))]
+def test_a_mailbox_that_is_stopped_between_two_fits_is_replaced(folder: Path) -> None:
+    told: list[str] = []
 
-    async def start() -> None:
-        student._mailbox = mailboxes.pop(0)
+    async def scenario() -> StudentFit:
+        student = make_student(folder, heartbeat_s=15, incidents=Incidents(folder, told.append), min_steps=20)
+        await student.start()
+        try:
+            os.kill(student._place.pid, signal.SIGSTOP)
+            return await student.fit(labeled(40, seed=0), 0, folder / "after")
+        finally:
+            await student.stop()
 
-    async def follow(progress: object) -> JobState:
-        return done
-
-    monkeypatch.setattr(student, "_start", start)
-    monkeypatch.setattr(student, "_follow", follow)
-    monkeypatch.setattr(ray, "kill", lambda actor: None)
-    fit = asyncio.run(student.fit(labeled(4, seed=0), 0, tmp_path / "fit"))
-    assert fit.version == 0
-    assert mailboxes == []
+    assert asyncio.run(scenario()).metrics["student/restarts"] == 0
     assert len(told) == 1
-    assert told[0].startswith("student lost: the student's mailbox died")
-
-
-def dying(error: Exception | None) -> SimpleNamespace:
-    """A method of an actor."""
-
-    async def call(*arguments: object) -> None:
-        if error is not None:
-            raise error
-
-    return SimpleNamespace(remote=call)
+    assert told[0].startswith("student lost: the student's mailbox hangs: no sign of life for 15 s")
+    (stacks,) = (folder / "stacks").iterdir()
+    assert ": stopped" in stacks.read_text()
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_the_start(folder: Path) -> None:
