@@ -6,6 +6,7 @@ update(rollouts) ─► ppo_update ─► output_dir/model    the policy as a pl
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import socket
@@ -86,19 +87,40 @@ class LearnerWorker:
         torch.set_num_threads(self._learner.threads)
         self._device = torch.device("cuda", 0) if self._learner.num_gpus else torch.device("cpu")
         self._join(host, port)
-        self.restore(state_dir)
+        self._build(self._saved(state_dir))
 
     def restore(self, state_dir: Path | None) -> None:
-        """Policy, value head, optimiser, KL controller, counters as they were saved; for None the pretrained ones."""
+        """Policy, value head, optimiser, KL controller, counters as they were saved; for None the pretrained ones.
+
+        Raises UserError, and changes nothing, for a state of another configuration.
+        """
+        saved = self._saved(state_dir)
+        self._release()
+        self._build(saved)
+
+    def _saved(self, state_dir: Path | None) -> SavedState | None:
+        if state_dir is None:
+            return None
+        saved = SavedState(state_dir)
+        saved.check(self._fingerprint())
+        return saved
+
+    def _release(self) -> None:
+        """Frees policy, reference and optimiser: there may be no room for them twice."""
+        self._engine.close()
+        del self._engine
+        gc.collect()  # modules, parameters and hooks refer to each other
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _build(self, saved: SavedState | None) -> None:
         from actors.learner_engine import DeepSpeedEngine  # deepspeed reads the environment that _join sets
 
         self._compute_dtype = resolve_dtype(self._learner.dtype, self._device)
         torch.manual_seed(self._config.seed)
         policy = load_policy(self._generator, self._learner, self._compute_dtype)
         reference = frozen_reference(policy)
-        saved = None if state_dir is None else SavedState(state_dir)
         if saved is not None:
-            saved.check(self._fingerprint())
             saved.load_parameters(policy)
         self._engine = DeepSpeedEngine(policy, reference, self._learner, self._device)
         self._num_updates = 0

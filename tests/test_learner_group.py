@@ -6,8 +6,11 @@ import asyncio
 import json
 import os
 import signal
+import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,6 +23,7 @@ from test_learner import assert_equal, make_config
 from test_ppo import make_rollouts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from actors import learner_worker
 from actors.learner import LearnerGroup
 from actors.learner_worker import LearnerWorker
 from genal_ray.errors import HandOverError, RunError, UserError
@@ -190,3 +194,29 @@ def test_a_policy_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
     (tmp_path / "policy" / "model").mkdir(parents=True)
     with pytest.raises(RunError, match=r"policy could not be written: the quota on the disk at /.* is used up"):
         Worker()._save(tmp_path / "policy", 1)
+
+
+def test_a_restore_frees_the_engine_before_it_builds_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without DeepSpeed: two engines would not fit where one does."""
+    alive: list[weakref.ref[Engine]] = []
+
+    class Engine:
+        def __init__(self, *_: object) -> None:
+            assert all(engine() is None for engine in alive)
+            self.itself = self  # as modules, parameters and hooks refer to each other
+            alive.append(weakref.ref(self))
+
+        def close(self) -> None:
+            assert alive[-1]() is self
+
+    monkeypatch.setitem(sys.modules, "actors.learner_engine", SimpleNamespace(DeepSpeedEngine=Engine))
+    monkeypatch.setattr(learner_worker, "load_policy", lambda *_: "policy")
+    monkeypatch.setattr(learner_worker, "frozen_reference", lambda policy: None)
+    worker = LearnerWorker(make_config(tmp_path), rank=0, world_size=1)
+    worker._device = torch.device("cpu")
+    worker._build(None)
+    worker.restore(None)
+    assert len(alive) == 2
+    with pytest.raises(UserError, match="holds no learner state"):
+        worker.restore(tmp_path)
+    assert alive[-1]() is worker._engine, "a state that cannot be used changes nothing"
