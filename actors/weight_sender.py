@@ -21,6 +21,7 @@ import ray
 import torch
 from ray import serve
 from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from actors.weights import PolicyRef, ReplicaReport, hand_over_error
 
@@ -116,8 +117,8 @@ class WeightSender:
     def send(self, policy: PolicyRef) -> None:
         """Bring the source's weights to all replicas as `policy`. Blocking.
 
-        Raises HandOverError when a replica fails or the transfer takes longer than `timeout_s`. A transfer that timed
-        out leaves its thread in NCCL: restart the learner's workers.
+        Raises HandOverError when a replica fails, when none is running, and when the transfer takes longer than
+        `timeout_s`. A transfer that timed out leaves its thread in NCCL: restart the learner's workers.
         """
         self._client.target(policy)
         try:
@@ -127,9 +128,9 @@ class WeightSender:
             self._forget()
             reason = f"the {self._backend} transfer did not end within {self._timeout_s:g} s"
             raise hand_over_error(policy, dict.fromkeys(silent, reason)) from None
-        except RayError as error:
+        except (RayError, RayServeException) as error:  # the latter when no replica is running
             self._forget()
-            raise hand_over_error(policy, {"(unknown)": str(error)}) from error
+            raise hand_over_error(policy, {"(unknown)": f"{type(error).__name__}: {error}"}) from error
         except BaseException:
             self._forget()
             raise

@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from ray import cloudpickle
+from ray import cloudpickle, serve
+from ray.exceptions import ActorDiedError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from actors.generator_replica import BrokenReplicaError, GenerateRequest
 from actors.weight_sender import ParamMeta, WeightSender, rank_offsets
@@ -59,6 +62,28 @@ def test_nccl_ranks_are_disjoint_and_fill_the_group() -> None:
     ranks = [offsets[r.replica] + i for r in replicas for i in range(r.num_ranks)]
     assert sorted([0, *ranks]) == list(range(world_size))
     assert offsets == {"a": 1, "b": 5, "c": 6}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DeploymentUnavailableError(DeploymentID(name="generator", app_name="app")),
+        RayServeException("Application 'app' does not exist"),
+        ActorDiedError(),
+    ],
+)
+def test_a_transfer_without_replicas_is_a_failed_hand_over(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """For which the policy's folder makes up: no learner worker is lost by it."""
+
+    def no_replica(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(serve, "get_app_handle", no_replica)
+    source = ModelSource(torch.nn.Linear(1, 1))
+    sender = WeightSender(backend="nccl", source=source, app_name="app", rank=0, timeout_s=60)
+    monkeypatch.setattr(sender, "_connect", sender._client.replicas)  # without vLLM
+    with pytest.raises(HandOverError, match=f"policy 4 did not reach .*{type(error).__name__}"):
+        sender.send(POLICY)
 
 
 def test_hand_over_error_names_replicas_and_the_way_out() -> None:
