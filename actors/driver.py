@@ -19,6 +19,7 @@ from actors.incidents import Incidents
 from actors.learner import LearnerGroup
 from actors.scorer import ScorerPool
 from actors.student import RayStudent
+from actors.together import together
 from actors.warmup import warmed_up
 from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
@@ -150,20 +151,19 @@ class Driver:
             if config.learns:
                 learner = LearnerGroup(config, generator.load_policy, generator.app_name, incidents)
         async with AsyncExitStack() as stack:
-            starts = [scorer.start(), student.start()]
-            stack.push_async_callback(scorer.stop)
-            stack.push_async_callback(student.stop)
-            if generator is not None:
-                starts.append(generator.start())
-                stack.push_async_callback(generator.stop)
-            if learner is not None:
-                starts.append(learner.start(resumed.learned))
-                stack.push_async_callback(learner.stop)
+            for part in (scorer, student, generator, learner):
+                if part is not None:
+                    stack.push_async_callback(part.stop)
             llm = None if config.llm is None else self._chat_model(config.llm, generator)
             if llm is not None:
                 stack.push_async_callback(llm.close)
-            annotating = asyncio.to_thread(self._annotation, corpus, ledger, llm)
-            annotation, _ = await asyncio.gather(annotating, asyncio.gather(*starts))
+            starts = [scorer.start(), student.start()]
+            if generator is not None:
+                starts.append(generator.start())
+            if learner is not None:
+                starts.append(learner.start(resumed.learned))
+            # A part that is stopped while it starts would take that for a loss, and start again.
+            annotation, *_ = await together(asyncio.to_thread(self._annotation, corpus, ledger, llm), *starts)
             yield loop.Parts(
                 task=build_task(config.task),
                 annotation=annotation,

@@ -7,9 +7,11 @@ prompts ─► requests of `prompts_per_request` ─► replicas ─► completi
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -30,10 +32,14 @@ from genal_ray.interfaces import Progress
 from genal_ray.llm import Reply, Request
 from genal_ray.types import Completion, PolicyUpdate, Prompt
 
+logger = logging.getLogger(__name__)
+
 DEPLOYMENT = "generator"
 MAX_ATTEMPTS = 5
 MAX_STARTS = 2
 """Times `start_timeout_s` that are waited for a replica: one that hangs is replaced after the first."""
+STOP_TIMEOUT_S = 90.0
+"""For Serve to take the deployment down; it gives up by itself after 60 s."""
 FAILED_CHECKS = 3
 """Health checks in a row that a replica fails before Serve replaces it."""
 
@@ -67,6 +73,7 @@ class GeneratorService:
             heartbeat_s=heartbeat_s,
             incidents=self._incidents,
         )
+        self._deploying: asyncio.Future[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._handle: DeploymentHandle[Any]
         # one request more than fills the engine, so that it never waits for the next
@@ -92,7 +99,8 @@ class GeneratorService:
         registry = ray.remote(PolicyRegistry).options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         self._registry = registry.remote(self._policy)
         try:
-            await asyncio.to_thread(self._deploy)
+            self._deploying = asyncio.ensure_future(asyncio.to_thread(self._deploy))
+            await asyncio.shield(self._deploying)  # nothing ends its thread: `stop` waits for it
             self._watching = asyncio.create_task(self._watch.run())
             await self._until(self._is_ready)
         except BaseException:
@@ -174,12 +182,17 @@ class GeneratorService:
         return await self._broadcast("describe")
 
     async def stop(self) -> None:
-        """Take the deployment down. Safe to call at any time."""
+        """Take the deployment down. Safe to call at any time; what does not end in time is left, with a warning."""
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
             self._watching = None
-        await asyncio.to_thread(serve.delete, self._app_name)
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await self._delete()
+        except (TimeoutError, RayError) as error:
+            why = str(error) or f"Serve did not answer within {STOP_TIMEOUT_S:g} s"
+            logger.warning("the generator's deployment %s was not taken down: %s", self._app_name, why)
         if self._registry is not None:
             ray.kill(self._registry)
             self._registry = None
@@ -188,6 +201,14 @@ class GeneratorService:
         return PolicyRef(version=policy.version, path=policy.path or model_location(self._config))
 
     # -- deployment ------------------------------------------------------------------------------------------------
+
+    async def _delete(self) -> None:
+        if self._deploying is None:
+            return
+        await asyncio.wait([self._deploying])  # it would deploy after the end
+        with suppress(RayServeException):  # Serve is not up
+            await asyncio.to_thread(serve.delete, self._app_name)
+        self._deploying = None
 
     def _deploy(self) -> None:
         config = self._config

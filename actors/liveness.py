@@ -29,7 +29,7 @@ CONTROL = "control"
 CONTROL_GROUP = {CONTROL: 1}
 """The option `concurrency_groups` of an actor that answers beside its work."""
 
-DIED: tuple[type[RayError], ...] = (RayActorError, OutOfMemoryError)
+DIED = (RayActorError, OutOfMemoryError)
 """What a call of an actor raises when its process has died: the second, which is no RayActorError, when it was Ray's
 memory monitor that killed it."""
 

@@ -25,6 +25,7 @@ from actors.incidents import Incidents
 from actors.liveness import CONTROL, CONTROL_GROUP, DIED, attended
 from actors.scorer_queue import PieceQueue, reason
 from actors.scorer_worker import Known, LabeledSet, Pick, Scorer
+from actors.together import together
 from genal_ray.acquisition import Acquisition, Batchwise, Features, Needs, Pointwise, Rows
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, RunError
@@ -84,7 +85,7 @@ class ScorerPool:
         self._actors = [self._launch() for _ in range(self._config.scorer.num_actors)]
         self._places = [_place(actor) for actor in self._actors]
         try:
-            await asyncio.gather(*(self._ready(seat) for seat in range(len(self._actors))))
+            await together(*(self._ready(seat) for seat in range(len(self._actors))))
         except BaseException:
             await self.stop()
             raise
