@@ -159,7 +159,7 @@ class GeneratorService:
         """
         begun = time.perf_counter()
         new = self._ref(policy)
-        await self._registry.publish.remote(new)
+        await self._ask_registry("publish", new)
         self._policy = new
         if send is not None:
             try:
@@ -174,7 +174,7 @@ class GeneratorService:
         failed = {report.replica: report.error for report in reports if report.error is not None}
         if failed:
             raise hand_over_error(new, failed)
-        await self._registry.retain.remote([report.replica for report in reports])
+        await self._ask_registry("retain", [report.replica for report in reports])
         return {"timing/hand_over_s": time.perf_counter() - begun}
 
     async def describe(self) -> list[ReplicaReport]:
@@ -265,7 +265,7 @@ class GeneratorService:
             return False
 
     async def _is_ready(self) -> bool:
-        for report in await self._registry.reports.remote():
+        for report in await self._registry.reports.remote():  # which may be starting, too: `_until` has a limit
             if report.error is not None:
                 raise RunError(f"generator replica {report.replica} did not start: {report.error}")
         status, message = await self._serve_status()
@@ -282,16 +282,30 @@ class GeneratorService:
         return application.status.value, "; ".join(text for text in details if text) or application.status.value
 
     async def _notice_new_replicas(self) -> None:
-        """Reports those that Serve replaced."""
-        new = await self._replicas() - self._known
+        """Reports those that Serve replaced, and a registry that does not tell: that alone is no reason to end."""
+        try:
+            new = await self._replicas() - self._known
+        except RunError as error:
+            await self._incidents.lost("policy registry", error)
+            return
         self._known |= new
         for name in sorted(new):
             await self._incidents.lost("generator replica", f"{self._trouble}; {name} took its place")
 
     async def _replicas(self) -> set[str]:
         """Names of the replicas that reported to the registry."""
-        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        reports: list[ReplicaReport] = await self._ask_registry("reports")
         return {report.replica for report in reports}
+
+    async def _ask_registry(self, method: str, *args: object) -> Any:
+        """Its answer. Raises RunError when there is none within `heartbeat_s`."""
+        try:
+            async with asyncio.timeout(self._heartbeat_s):
+                return await getattr(self._registry, method).remote(*args)
+        except TimeoutError as error:
+            raise RunError(
+                f"the policy registry gave no sign of life for {self._heartbeat_s:g} s (cluster.heartbeat_s)"
+            ) from error
 
     # -- calls -----------------------------------------------------------------------------------------------------
 
@@ -318,7 +332,7 @@ class GeneratorService:
         raise RunError(f"generator replicas failed {MAX_ATTEMPTS} times on the same request, the last time: {trouble}")
 
     async def _too_late(self, what: str, trouble: str) -> RunError:
-        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        reports: list[ReplicaReport] = await self._ask_registry("reports")
         known = [f"replica {r.replica}: {r.error}" for r in reports if r.error is not None]
         known += [f"Serve: {(await self._serve_status())[1]}"] + ([trouble] if trouble else [])
         limit = f"generator.timeout_s = {self._config.timeout_s:g} s"
@@ -354,7 +368,7 @@ class GeneratorService:
                 await asyncio.sleep(1)
 
     async def _laggards(self, policy: PolicyRef) -> dict[str, str]:
-        reports: list[ReplicaReport] = await self._registry.reports.remote()
+        reports: list[ReplicaReport] = await self._ask_registry("reports")
         return {
             report.replica: report.error or f"no answer within {self._config.timeout_s:g} s"
             for report in reports

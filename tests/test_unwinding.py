@@ -204,3 +204,26 @@ def test_a_deployment_that_is_not_taken_down_fails_no_run(
     why = "weren't deleted after 60s" if answers else "did not answer within 0.1 s"
     assert "the generator's deployment app was not taken down" in caplog.text
     assert why in caplog.text
+
+
+def silent_registry(monkeypatch: pytest.MonkeyPatch) -> Served:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    served = Served(monkeypatch, heartbeat_s=0.1)
+    method = SimpleNamespace(remote=never)
+    served.service._registry = SimpleNamespace(publish=method, reports=method, retain=method)
+    return served
+
+
+def test_a_policy_registry_that_hangs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = silent_registry(monkeypatch)
+    with pytest.raises(RunError, match=r"policy registry gave no sign of life for 0\.1 s \(cluster\.heartbeat_s\)"):
+        asyncio.run(served.service._ask_registry("publish", "a policy"))
+
+
+def test_completions_are_not_lost_with_the_policy_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = silent_registry(monkeypatch)
+    assert asyncio.run(served.service.generate([])) == []
+    assert len(served.told) == 1
+    assert served.told[0].startswith("policy registry lost: the policy registry gave no sign of life")
