@@ -121,8 +121,13 @@ class LearnerGroup:
         if policy is not None and not policy.path:
             policy = None
         state = None if policy is None else Path(policy.path).parent
-        await self._persist("restore", None if state is None else state / "learner")
-        self._state = state
+        if self._learner.zero_stage == 3:  # DeepSpeed holds on to what it partitioned until the process ends
+            self._kill()
+            self._state = state
+            await self._persist("place")
+        else:
+            await self._persist("restore", None if state is None else state / "learner")
+            self._state = state
         if policy is not None:
             return policy
         folder = await asyncio.to_thread(pretrained_folder, self._generator)

@@ -49,10 +49,8 @@ class DeepSpeedEngine:
         self._prepare_moments()
 
     def close(self) -> None:
-        """Takes DeepSpeed's hooks off the parameters, whose gradient nodes hold them where no garbage collector looks.
-
-        The engine can then be dropped, and nothing else.
-        """
+        """Takes DeepSpeed's hooks off the gradient nodes, where no garbage collector looks: policy and reference are
+        then freed with this engine, but for ZeRO 3. It is of no further use."""
         self._engine.destroy()
 
     def __call__(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:

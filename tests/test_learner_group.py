@@ -179,6 +179,30 @@ def test_a_weight_transfer_that_fails_costs_the_group_and_not_the_learner(
     assert asked == ["send_weights of old", "update of new"]
 
 
+@pytest.mark.parametrize(("stage", "calls"), [(2, ["restore of old"]), (3, ["place of new"])])
+def test_a_restore_under_zero_3_takes_new_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, calls: list[str]
+) -> None:
+    group, asked = LearnerGroup(make_config(tmp_path, zero_stage=stage), unused), list[str]()
+    group._running, group._workers = True, ["old"]
+
+    async def start() -> None:
+        assert group._state == tmp_path
+        group._workers = ["new"]
+
+    async def call(method: str, *_: object) -> list[str]:
+        asked.append(f"{method} of {group._workers[0]}")
+        return group._workers
+
+    monkeypatch.setattr(ray, "kill", lambda worker: None)
+    monkeypatch.setattr(group, "_start", start)
+    monkeypatch.setattr(group, "_call", call)
+    policy = PolicyUpdate(version=1, path=str(tmp_path / "model"), metrics={})
+    assert asyncio.run(group.restore(policy)) == policy
+    assert asked == calls
+    assert group._state == tmp_path
+
+
 def test_a_policy_that_the_disk_does_not_take_is_told(tmp_path: Path) -> None:
     """By an error of ours, which ends the run: a new group of workers would meet the same disk. What a lost group left
     of the update is in nobody's way."""
