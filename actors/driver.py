@@ -21,6 +21,7 @@ from actors.scorer import ScorerPool
 from actors.student import RayStudent
 from actors.together import together
 from actors.warmup import warmed_up
+from actors.weights import resolve_backend
 from genal_ray import loop
 from genal_ray.annotation import Annotation, Origin
 from genal_ray.annotators import Labeler, Setting
@@ -145,6 +146,7 @@ class Driver:
                 config.generator,
                 application_name(self._config),
                 resumed.served,
+                backend=resolve_backend(config),
                 heartbeat_s=config.cluster.heartbeat_s,
                 incidents=incidents,
             )

@@ -25,7 +25,7 @@ from actors.generator_engine import check_engine_args, model_location, replica_e
 from actors.generator_replica import BrokenReplicaError, ChatRequest, GenerateRequest, GeneratorReplica
 from actors.incidents import Incidents
 from actors.replica_watch import LOOK_S, ReplicaWatch, replica_states
-from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
+from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import GenalRayError, HandOverError, RunError
 from genal_ray.interfaces import Progress
@@ -53,14 +53,17 @@ class GeneratorService:
         app_name: str,
         policy: PolicyUpdate | None = None,
         *,
+        backend: Backend = "file",
         heartbeat_s: float = 60.0,
         incidents: Incidents | None = None,
     ) -> None:
         """`app_name` names the Serve application, unique in the cluster; `policy` is what a resumed run goes on with
-        (default: the pretrained model). A replica or engine that is silent for `heartbeat_s` is replaced."""
+        (default: the pretrained model); `backend` is how the learner's weights come. A replica or engine that is silent
+        for `heartbeat_s` is replaced."""
         self._config = config
         self._app_name = app_name
         self._policy = PolicyRef(version=0, path=model_location(config)) if policy is None else self._ref(policy)
+        self._backend = backend
         self._heartbeat_s = heartbeat_s
         self._incidents = incidents or Incidents()
         self._known: set[str] = set()
@@ -231,11 +234,11 @@ class GeneratorService:
             ray_actor_options={
                 "num_cpus": config.num_cpus,
                 "num_gpus": config.num_gpus,
-                "runtime_env": {"env_vars": replica_env(config)},
+                "runtime_env": {"env_vars": replica_env(config, self._backend)},
             },
         )
         target = serve.RunTarget(
-            deployment.bind(self._registry), name=self._app_name, route_prefix=None, logging_config=quiet
+            deployment.bind(self._registry, self._backend), name=self._app_name, route_prefix=None, logging_config=quiet
         )
         serve.run_many([target], wait_for_applications_running=False)
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from actors.weights import resolve_backend
+from actors.weights import Backend
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import UserError
 from genal_ray.paths import is_local, resolve_model
@@ -36,7 +36,6 @@ _OWN = {
 def check_engine_args(config: GeneratorConfig) -> None:
     """Raise UserError when `generator.engine` names no vLLM engine argument, or one that another key sets, or when
     the parts of the section contradict each other. Cheap: vLLM is read, not imported."""
-    resolve_backend(config)
     for key in config.engine:
         if key in _OWN:
             raise UserError(f"generator.engine.{key} is decided by {_OWN[key]}: set that and remove it here")
@@ -131,7 +130,7 @@ def engine_args(config: GeneratorConfig, model: str) -> dict[str, Any]:
     return arguments | config.engine
 
 
-def replica_env(config: GeneratorConfig) -> dict[str, str]:
+def replica_env(config: GeneratorConfig, backend: Backend) -> dict[str, str]:
     """Environment variables of a replica's process, set before it starts."""
     env = {
         "OMP_NUM_THREADS": str(config.threads),
@@ -146,7 +145,7 @@ def replica_env(config: GeneratorConfig) -> dict[str, str]:
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         # else vLLM calls a C++ compiler at the first request, for ranks of log-probabilities that nobody reads: 16 s
         env["TORCHDYNAMO_DISABLE"] = "1"
-    if resolve_backend(config) == "ipc":
+    if backend == "ipc":
         # CUDA IPC handles are not plain values; they come from the learner, by Ray, and from nobody else
         env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     return env

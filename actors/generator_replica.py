@@ -21,7 +21,7 @@ from ray.actor import ActorHandle
 
 from actors.generator_chat import chat_reply, chat_sampling, prompt_token_ids
 from actors.generator_engine import engine_args
-from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, resolve_backend
+from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import RunError, StalePolicyError, UserError
 from genal_ray.llm import LLMError, Reply, Request
@@ -64,8 +64,9 @@ class BrokenReplicaError(RunError):
 class GeneratorReplica:
     """Wrapped by ray.serve.deployment in actors.generator; Serve calls `reconfigure` once, before any request."""
 
-    def __init__(self, registry: ActorHandle[PolicyRegistry]) -> None:
+    def __init__(self, registry: ActorHandle[PolicyRegistry], backend: Backend) -> None:
         self._registry = registry
+        self._backend = backend
         self._name = serve.get_replica_context().replica_id.unique_id
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,12 +80,10 @@ class GeneratorReplica:
         self._deadline: asyncio.TimerHandle | None = None
         self._engine: AsyncLLM
         self._config: GeneratorConfig
-        self._backend: Backend
 
     async def reconfigure(self, settings: dict[str, Any]) -> None:
         """Start the engine with the current policy. `settings` are those of GeneratorConfig."""
         self._config = GeneratorConfig.model_validate(settings)
-        self._backend = resolve_backend(self._config)
         try:
             policy = await self._registry.current.remote()
             self._engine = await asyncio.to_thread(self._start_engine, policy)

@@ -135,7 +135,7 @@ class LearnerGroup:
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
-        if resolve_backend(self._generator) == "file":
+        if resolve_backend(self._config) == "file":
             return await self._hand_over(policy)
         path = policy.path or await asyncio.to_thread(pretrained_folder, self._generator)
         ref = PolicyRef(version=policy.version, path=path)

@@ -168,7 +168,7 @@ class LearnerWorker:
         Raises HandOverError.
         """
         if self._sender is None:
-            backend = resolve_backend(self._generator)
+            backend = resolve_backend(self._config)
             assert backend != "file", "with the file backend the replicas read the policy's folder"
             self._sender = WeightSender(
                 backend=backend,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from genal_ray.config import GeneratorConfig
-from genal_ray.errors import HandOverError, UserError
+from genal_ray.config import RunConfig
+from genal_ray.errors import HandOverError
 
 Backend = Literal["file", "nccl", "ipc"]
 
@@ -70,19 +70,14 @@ class PolicyRegistry:
         self._reports = {name: self._reports[name] for name in replicas if name in self._reports}
 
 
-def resolve_backend(config: GeneratorConfig) -> Backend:
-    """The weight-transfer backend of a configuration.
-
-    Raises UserError when a GPU backend is asked for without GPUs.
-    """
-    if config.weight_transfer == "auto":
-        return "nccl" if config.num_gpus > 0 else "file"
-    if config.weight_transfer != "file" and config.num_gpus == 0:
-        raise UserError(
-            f"generator.weight_transfer is {config.weight_transfer!r}, which needs GPUs, but generator.num_gpus is 0: "
-            "use 'auto' or 'file', or give the generator GPUs"
-        )
-    return config.weight_transfer
+def resolve_backend(config: RunConfig) -> Backend:
+    """The weight-transfer backend of a run; `file` where nothing learns."""
+    if config.generator is None or not config.learns:
+        return "file"
+    if config.generator.weight_transfer != "auto":
+        return config.generator.weight_transfer
+    # Not ipc on shared GPUs: Ray may give generator and learner shares of different ones.
+    return "nccl" if min(config.generator.num_gpus, config.learner.num_gpus) >= 1 else "file"
 
 
 def hand_over_error(policy: PolicyRef, failed: dict[str, str]) -> HandOverError:

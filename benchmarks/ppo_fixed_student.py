@@ -24,6 +24,7 @@ from ppo_teaches import draw_prompts, figures
 from actors.generator import GeneratorService
 from actors.learner import LearnerGroup
 from actors.scorer import ScorerPool
+from actors.weights import resolve_backend
 from cluster.resources import private_cpus, requirements
 from cluster.session import private_cluster
 from genal_ray.config import RunConfig, load_config
@@ -60,7 +61,7 @@ async def teach(config: RunConfig, store: RunDirectory, args: argparse.Namespace
     corpus, last = load_corpus(config), store.committed_rounds()[-1]
     student = store.round(last).load("student", student_codec(store.path))
     labeled = restore_pools(config, store, corpus, Ledger(store.ledger_file, corpus.labels).open()).labeled
-    generator = GeneratorService(config.generator, "ppo-fixed-student", None)
+    generator = GeneratorService(config.generator, "ppo-fixed-student", backend=resolve_backend(config))
     learner = LearnerGroup(config, generator.load_policy, generator.app_name)
     world = World(config, corpus, student, labeled, ScorerPool(config))
     try:

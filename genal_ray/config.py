@@ -190,6 +190,24 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _weights_can_be_handed_over(self) -> RunConfig:
+        if self.generator is None or not self.learns:
+            return self
+        generator, learner = self.generator, self.learner
+        smaller = min(generator.num_gpus, learner.num_gpus)
+        shares = generator.num_replicas * generator.num_gpus + learner.num_workers * learner.num_gpus
+        impossible = {"nccl": smaller < 1, "ipc": smaller == 0 or round(shares, 4) > 1}
+        if impossible.get(generator.weight_transfer, False):
+            needs = {"nccl": "a whole GPU for each of both", "ipc": "shares of one GPU for all of them"}
+            message = (
+                f"{generator.weight_transfer} needs {needs[generator.weight_transfer]}, got {generator.num_replicas} "
+                f"replicas of generator.num_gpus {generator.num_gpus:g} and {learner.num_workers} workers of "
+                f"learner.num_gpus {learner.num_gpus:g}: set it to auto or file, or change these"
+            )
+            raise InvalidValues(Problem(("generator", "weight_transfer"), message))
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit_the_task(self) -> RunConfig:
         wanted = "words" if build_task(self.task).tags_words else "classes"
         own = self.selector is not self.acquisition

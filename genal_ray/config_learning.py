@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
-from genal_ray.config_sections import Dtype, Section
+from genal_ray.config_sections import Dtype, Section, check_group
 from genal_ray.errors import UserError
 from genal_ray.learners import Algorithm, build_algorithm
 from genal_ray.validation import InvalidValues, Problem
@@ -126,6 +126,11 @@ class LearnerConfig(Section):
         changed = [key for key in CRITIC_KEYS if getattr(self, key) != type(self).model_fields[key].default]
         if changed:
             raise InvalidValues(*(self._unread(key) for key in changed))
+        return self
+
+    @model_validator(mode="after")
+    def _workers_can_meet(self) -> Self:
+        check_group(self.num_workers, self.num_gpus)
         return self
 
     def _unread(self, key: str) -> Problem:

@@ -212,7 +212,7 @@ class GeneratorConfig(Section):
     )
     kv_cache_gib: float = Field(1.0, gt=0, description="key-value cache on CPU and on a GPU that is shared, GiB")
     weight_transfer: Literal["auto", "file", "nccl", "ipc"] = Field(
-        "auto", description="auto: file on CPU, nccl on GPU"
+        "auto", description="auto: nccl where generator and learner have whole GPUs, else file"
     )
     num_cpus: float = Field(1, ge=0, description="logical CPUs per replica")
     num_gpus: float = Field(0, ge=0, description="GPUs per replica; tensor_parallel_size of them on GPU nodes")
@@ -220,6 +220,13 @@ class GeneratorConfig(Section):
     timeout_s: float = Field(600, gt=0, description="for one request, and for one weight hand-over")
     start_timeout_s: float = Field(600, gt=0)
     engine: dict[str, Any] = Field(default_factory=dict, description="further vLLM AsyncEngineArgs")
+
+
+def check_group(num_workers: int, num_gpus: float) -> None:
+    """Raises InvalidValues for workers that Ray may put on one GPU: NCCL, over which they meet, connects none such."""
+    if num_workers > 1 and 0 < num_gpus < 1:
+        message = f"must be 0 or at least 1 with {num_workers} workers, got {num_gpus:g}: NCCL needs a GPU for each"
+        raise InvalidValues(Problem(("num_gpus",), message))
 
 
 class StudentConfig(Section):
@@ -246,6 +253,11 @@ class StudentConfig(Section):
     threads: int = Field(1, ge=1, description="per worker")
     max_failures: int = Field(3, ge=0, description="worker crashes that are survived in one run")
     timeout_s: float = Field(3600, gt=0, description="for one fit")
+
+    @model_validator(mode="after")
+    def _workers_can_meet(self) -> Self:
+        check_group(self.num_workers, self.num_gpus)
+        return self
 
 
 class ScorerConfig(Section):

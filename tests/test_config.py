@@ -171,6 +171,15 @@ def test_integer_keys_may_name_labels(write: Any) -> None:
             ["annotators.synthetic=hidden", "generator.top_p=0.9"],
             "generator.top_p: must be 1 while learner.name is ppo",
         ),
+        (["student.num_gpus=0.5", "student.num_workers=2"], "student.num_gpus: must be 0 or at least 1 with 2 workers"),
+        (["learner.num_gpus=0.5", "learner.num_workers=2"], "learner.num_gpus: must be 0 or at least 1 with 2 workers"),
+        (
+            [
+                *("annotators.synthetic=hidden", "generator.weight_transfer=ipc", "learner.num_gpus=0.4"),
+                *("generator.num_gpus=0.4", "generator.num_replicas=2"),
+            ],
+            "generator.weight_transfer: ipc needs shares of one GPU for all of them, got 2 replicas",
+        ),
     ],
 )
 def test_parts_have_to_fit_together(write: Any, settings: list[str], expected: str) -> None:

@@ -30,12 +30,14 @@ def test_engine_arguments_come_from_the_configuration(tiny_lm: Path) -> None:
 
 
 def test_environment_of_a_replica(tiny_lm: Path) -> None:
-    local = replica_env(make_config(tiny_lm, threads=3))
+    local = replica_env(make_config(tiny_lm, threads=3), "file")
     assert local["OMP_NUM_THREADS"] == "3"
     assert local["HF_HUB_OFFLINE"] == "1"
     assert local["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    hub = replica_env(GeneratorConfig(model="Qwen/Qwen2.5-7B-Instruct", num_gpus=1))
+    hub = replica_env(GeneratorConfig(model="Qwen/Qwen2.5-7B-Instruct", num_gpus=1), "ipc")
     assert not {"HF_HUB_OFFLINE", "VLLM_ENABLE_V1_MULTIPROCESSING"} & set(hub)
+    handles = "VLLM_ALLOW_INSECURE_SERIALIZATION"
+    assert (handles in hub, handles in local) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,6 @@ def test_environment_of_a_replica(tiny_lm: Path) -> None:
     [
         ({"engine": {"max_num_batched_token": 512}}, r"max_num_batched_token is not.*'max_num_batched_tokens'"),
         ({"engine": {"dtype": "half"}}, r"engine\.dtype is decided by generator\.dtype"),
-        ({"weight_transfer": "nccl"}, r"needs GPUs"),
         ({"num_gpus": 1, "tensor_parallel_size": 2}, r"num_gpus \(1\) must equal.*\(2\)"),
         ({"num_gpus": 0.5, "tensor_parallel_size": 2}, r"num_gpus=2"),
     ],
@@ -56,4 +57,4 @@ def test_wrong_engine_arguments_are_refused(tiny_lm: Path, changes: dict[str, An
 def test_right_engine_arguments_pass(tiny_lm: Path) -> None:
     check_engine_args(make_config(tiny_lm, engine={"max_num_batched_tokens": 2048, "block_size": 128}))
     check_engine_args(make_config(tiny_lm, num_gpus=2, tensor_parallel_size=2))
-    check_engine_args(make_config(tiny_lm, num_gpus=0.5, weight_transfer="ipc"))
+    check_engine_args(make_config(tiny_lm, num_gpus=0.5))

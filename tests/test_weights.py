@@ -6,10 +6,11 @@ import asyncio
 import pickle
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from fakes import make_config
 from ray import cloudpickle, serve
 from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
@@ -18,7 +19,7 @@ from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from actors.generator_replica import BrokenReplicaError, GenerateRequest
 from actors.weight_sender import ParamMeta, WeightSender, rank_offsets
 from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error, resolve_backend
-from genal_ray.config import GeneratorConfig
+from genal_ray.config import RunConfig
 from genal_ray.errors import HandOverError, UserError
 from genal_ray.types import PolicyUpdate, Prompt
 
@@ -42,18 +43,46 @@ def test_registry_keeps_the_last_report_of_each_replica() -> None:
     assert [r.replica for r in registry.reports()] == ["b"]
 
 
+def run_config(transfer: str, gpus: float, learner: float | str) -> RunConfig:
+    """`learner` is its GPUs, or the name of one that does not learn."""
+    return make_config(
+        generator={"model": "m", "weight_transfer": transfer, "num_gpus": gpus},
+        learner={"name": learner} if isinstance(learner, str) else {"num_gpus": learner},
+    )
+
+
 @pytest.mark.parametrize(
-    ("transfer", "gpus", "backend"),
-    [("auto", 0, "file"), ("auto", 1, "nccl"), ("file", 1, "file"), ("ipc", 0.5, "ipc"), ("file", 0, "file")],
+    ("transfer", "gpus", "learner", "backend"),
+    [
+        ("auto", 0, 0, "file"),
+        ("auto", 1, 1, "nccl"),
+        ("auto", 2, 1, "nccl"),
+        ("auto", 1, 0, "file"),
+        ("auto", 0, 1, "file"),
+        ("auto", 0.5, 0.5, "file"),
+        ("auto", 1, 0.5, "file"),
+        ("auto", 1, "none", "file"),
+        ("nccl", 1, 1, "nccl"),
+        ("ipc", 0.5, 0.5, "ipc"),
+        ("file", 1, 1, "file"),
+        ("file", 0, 0, "file"),
+    ],
 )
-def test_backend_of_a_configuration(transfer: str, gpus: float, backend: str) -> None:
-    config = GeneratorConfig.model_validate({"model": "m", "weight_transfer": transfer, "num_gpus": gpus})
-    assert resolve_backend(config) == backend
+def test_backend_of_a_configuration(transfer: str, gpus: float, learner: float | str, backend: str) -> None:
+    assert resolve_backend(run_config(transfer, gpus, learner)) == backend
 
 
-def test_gpu_backend_without_gpus_is_refused() -> None:
-    with pytest.raises(UserError, match=r"'ipc', which needs GPUs, but generator\.num_gpus is 0"):
-        resolve_backend(GeneratorConfig(model="m", weight_transfer="ipc"))
+@pytest.mark.parametrize(
+    ("transfer", "gpus", "learner"),
+    [
+        *[("nccl", 0, 0), ("nccl", 1, 0), ("nccl", 0.5, 0.5)],
+        *[("ipc", 0, 0), ("ipc", 0.5, 0), ("ipc", 0.5, 1), ("ipc", 1, 1)],
+    ],
+)
+def test_a_backend_for_which_there_are_no_such_gpus_is_refused(transfer: str, gpus: float, learner: float) -> None:
+    got = rf"1 replicas of generator\.num_gpus {gpus:g} and 1 workers of learner\.num_gpus {learner:g}"
+    with pytest.raises(UserError, match=rf"generator\.weight_transfer: {transfer} needs .*, got {got}:"):
+        run_config(transfer, gpus, learner)
 
 
 def test_nccl_ranks_are_disjoint_and_fill_the_group() -> None:
@@ -131,14 +160,15 @@ class Trainer:
 @pytest.mark.ray
 @pytest.mark.parametrize("backend", ["ipc", "nccl"])
 def test_gpu_hand_over_gives_the_learners_weights(
-    ray_session: None, tiny_lm: Path, tmp_path: Path, backend: str
+    ray_session: None, tiny_lm: Path, tmp_path: Path, backend: Literal["ipc", "nccl"]
 ) -> None:
     needed = 1 if backend == "ipc" else 2
     if torch.cuda.device_count() < needed:
         pytest.skip(f"needs {needed} CUDA device(s)")
     import ray
     from conftest import make_tiny_lm
-    from test_generator import greedy_reference, make_config, make_prompts, tokens
+    from test_generator import greedy_reference, make_prompts, tokens
+    from test_generator import make_config as make_generator
 
     from actors.generator import GeneratorService
 
@@ -146,10 +176,10 @@ def test_gpu_hand_over_gives_the_learners_weights(
     new = PolicyUpdate(version=1, path=str(make_tiny_lm(tmp_path / "new", tied=True, seed=1)), metrics={})
     prompts = make_prompts([20, 64, 150], tiny_lm)
     trainer = ray.remote(Trainer).options(num_gpus=share).remote()
-    config = make_config(tiny_lm, num_gpus=share, weight_transfer=backend, gpu_memory_utilization=0.3)
+    config = make_generator(tiny_lm, num_gpus=share, gpu_memory_utilization=0.3)
 
     async def hand_over() -> Any:
-        service = GeneratorService(config, f"test-{backend}")
+        service = GeneratorService(config, f"test-{backend}", backend=backend)
         await service.start()
         try:
 
