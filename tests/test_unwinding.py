@@ -86,7 +86,7 @@ def test_parts_are_stopped_when_none_is_starting_any_more(tmp_path: Path, monkey
 
 
 def test_a_scorer_that_cannot_start_is_no_loss_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[str] = []
+    told, left = list[str](), list[int]()
     config = parse_config({**SECTIONS, "scorer": {"num_actors": 2}}, "test")
     pool = ScorerPool(config, incidents=Incidents(None, told.append))
 
@@ -96,7 +96,7 @@ def test_a_scorer_that_cannot_start_is_no_loss_of_the_others(monkeypatch: pytest
         try:
             await asyncio.Event().wait()
         finally:
-            assert len(pool._actors) == 2, "it is ended before the actors are"
+            left.append(len(pool._actors))
 
     monkeypatch.setattr(pool, "_launch", lambda: SimpleNamespace())
     monkeypatch.setattr("actors.scorer._place", lambda actor: None)
@@ -104,6 +104,7 @@ def test_a_scorer_that_cannot_start_is_no_loss_of_the_others(monkeypatch: pytest
     monkeypatch.setattr(pool, "_ready", ready)
     with pytest.raises(RunError, match="a scorer failed at its start"):
         asyncio.run(pool.start())
+    assert left == [2], "its start is ended before the actors are"
     assert pool._actors == []
     assert told == []
 
