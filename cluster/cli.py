@@ -136,8 +136,8 @@ def compare(
     address: Address = None,
 ) -> None:
     """Learning curves of several methods on one configuration; the same command goes on with what was cut off."""
-    from cluster.compare import plan as make_comparison
     from cluster.compare import run as run_comparison
+    from cluster.comparison import plan as make_comparison
     from cluster.console import ConsoleComparisonView, show_summary
 
     names = [*(name.strip() for name in methods.split(",") if name.strip()), *(method or [])]

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import compare
-from cluster.compare import Job, plan
+from cluster import run_queue
+from cluster.comparison import Job, plan
 from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
 from cluster.room import Room
@@ -119,9 +119,9 @@ def test_a_run_that_reached_a_cap_is_no_success(
     driver = SimpleNamespace(status=SimpleNamespace(remote=lambda: ended))
     monkeypatch.setattr("ray.get", lambda reference, timeout=None: reference)
     monkeypatch.setattr("ray.kill", lambda actor: None)
-    monkeypatch.setattr(compare, "write_outputs", lambda *arguments: None)
-    work = compare._Work(waiting=[])
-    compare._finish(planned, compare._Active(job=planned.jobs[0], driver=driver, work=None), work, ComparisonView())
+    monkeypatch.setattr(run_queue, "write_outputs", lambda *arguments: None)
+    work = run_queue.Work(waiting=[])
+    run_queue._finish(planned, run_queue.Active(job=planned.jobs[0], driver=driver, work=None), work, ComparisonView())
     assert work.failures == {("random", 3): "the cap is reached"}
 
 
@@ -136,13 +136,13 @@ def test_a_run_whose_driver_dies_is_started_again_a_few_times(
     run.store.create(run.config)
     monkeypatch.setattr("ray.get", dead)
     monkeypatch.setattr("ray.kill", lambda actor: None)
-    monkeypatch.setattr(compare, "write_outputs", lambda *arguments: None)
-    monkeypatch.setattr(compare, "clean_up", lambda config: None)
-    work = compare._Work(waiting=[])
-    compare._finish(planned, compare._Active(job=run, driver=None, work=None), work, ComparisonView())
+    monkeypatch.setattr(run_queue, "write_outputs", lambda *arguments: None)
+    monkeypatch.setattr(run_queue, "clean_up", lambda config: None)
+    work = run_queue.Work(waiting=[])
+    run_queue._finish(planned, run_queue.Active(job=run, driver=None, work=None), work, ComparisonView())
     assert (work.waiting, work.failures, run.store.num_restarts) == ([run], {}, 1)
     work.waiting.clear()
-    compare._finish(planned, compare._Active(job=run, driver=None, work=None), work, ComparisonView())
+    run_queue._finish(planned, run_queue.Active(job=run, driver=None, work=None), work, ComparisonView())
     assert work.waiting == []
     assert "died 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
 

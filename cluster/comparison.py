@@ -1,0 +1,161 @@
+"""What a comparison is to run: a configuration for each method and seed, all checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import contact
+from cluster.launch import check
+from genal_ray.budget import Budget, resolve_budget
+from genal_ray.comparison.readme import Description, installed_versions
+from genal_ray.comparison.runs import run_path
+from genal_ray.config import RunConfig, load_config
+from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.errors import UserError
+from genal_ray.files import check_writable
+from genal_ray.methods import Method, find_method
+from genal_ray.store import RunDirectory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+    config: RunConfig
+    store: RunDirectory
+
+    @property
+    def title(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def done(self) -> bool:
+        return self.store.outcome() is not None
+
+    @property
+    def num_labels(self) -> int:
+        """Bought in its committed rounds."""
+        if not self.store.config_file.exists():
+            return 0
+        reports = self.store.reports()
+        return int(reports[-1].metrics["al/num_labels"]) if reports else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What was asked for, checked."""
+
+    directory: Path
+    description: Description
+    jobs: tuple[Job, ...]
+    budgets: Mapping[tuple[str, int], Budget]
+    """By method and seed."""
+    notes: tuple[str, ...]
+
+
+def plan(
+    source: str,
+    methods: Sequence[str],
+    seeds: int,
+    directory: Path,
+    overrides: Sequence[str] = (),
+    *,
+    title: str | None = None,
+) -> Comparison:
+    """Every run's configuration, checked. `methods` are names or NAME:key=value,...; there are `seeds` seeds, from the
+    configuration's own on.
+
+    Raises UserError for anything that would stop one of the runs later, for a directory that holds other runs, and
+    while something works on one of them.
+    """
+    check_writable(directory)
+    found = [find_method(name) for name in dict.fromkeys(methods)]
+    if not found:
+        raise UserError("no methods: name some with --methods, such as --methods random,entropy,signal")
+    _refuse_twins(found)
+    first = load_config(source, list(overrides)).seed
+    numbers = range(first, first + seeds)
+    jobs = tuple(_job(source, overrides, method, seed, directory) for method in found for seed in numbers)
+    budgets, notes = _check(jobs)
+    described = Description(
+        title=title or _title(jobs[0].config),
+        config=source,
+        overrides=tuple(overrides),
+        methods=tuple(found),
+        seeds=tuple(numbers),
+        command=_command(source, methods, seeds, directory, overrides, title),
+        versions=installed_versions(),
+    )
+    return Comparison(directory=directory, description=described, jobs=jobs, budgets=budgets, notes=notes)
+
+
+def _job(source: str, overrides: Sequence[str], method: Method, seed: int, directory: Path) -> Job:
+    settings = ["keep_last=1", *overrides, *method.overrides, f"seed={seed}", f"name={method.name[:48]}-{seed}"]
+    try:
+        config = load_config(source, settings)
+    except UserError as error:
+        raise UserError(f"method {method.name}: {error}") from error
+    store = RunDirectory(run_path(directory, method.name, seed))
+    return Job(method=method.name, seed=seed, config=config, store=store)
+
+
+def _refuse_twins(methods: Sequence[Method]) -> None:
+    """Two methods of one name would share their folders."""
+    names = [method.name for method in methods]
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise UserError(f"these methods are there twice: {', '.join(twins)}")
+
+
+def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[str, ...]]:
+    """Budgets and notes. Methods are checked on the first seed, data on every seed; runs share both."""
+    corpora: dict[str, Corpus] = {}
+    budgets: dict[tuple[str, int], Budget] = {}
+    checked: set[str] = set()
+    notes: dict[str, list[str]] = {}
+    for job in jobs:
+        if contact.read_contact(job.store) is not None:
+            raise UserError(f"{job.store.path} is being worked on: two launchers would buy its labels twice")
+        if job.store.config_file.exists() and job.store.load_config().fingerprint() != job.config.fingerprint():
+            raise UserError(
+                f"{job.store.path} holds a run of another configuration: give another --out, or remove that folder"
+            )
+        if job.method not in checked and not job.done:
+            found = check(job.config, job.store.path, resume=job.store.config_file.exists())
+            for note in found.notes:
+                notes.setdefault(note, []).append(job.method)
+            checked.add(job.method)
+        data = job.config.data.model_dump_json() + job.config.task.model_dump_json() + str(job.seed)
+        if data not in corpora:
+            corpora[data] = load_corpus(job.config)
+        budgets[job.method, job.seed] = resolve_budget(job.config, len(corpora[data].pool))
+    return budgets, tuple(_note(note, methods, len(checked)) for note, methods in notes.items())
+
+
+def _note(note: str, methods: Sequence[str], num_methods: int) -> str:
+    return note if len(methods) == num_methods else f"{', '.join(methods)}: {note}"
+
+
+def _title(config: RunConfig) -> str:
+    data = config.data
+    size = f"pool of {data.pool_size}" if isinstance(data.pool_size, int) else f"pool {100 * data.pool_size:g}%"
+    return f"{data.subset or Path(data.source or data.train).name}, {size}"
+
+
+def _command(
+    source: str, methods: Sequence[str], seeds: int, directory: Path, overrides: Sequence[str], title: str | None
+) -> tuple[str, ...]:
+    names = [name for name in methods if ":" not in name]
+    words = ["genal-ray", "compare", source]
+    words += ["--methods", ",".join(names)] if names else []
+    for definition in (name for name in methods if ":" in name):
+        words += ["--method", definition]
+    words += ["--seeds", str(seeds)]
+    for setting in overrides:
+        words += ["--set", setting]
+    words += ["--title", title] if title else []
+    return (*words, "--out", str(directory))
