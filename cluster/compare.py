@@ -8,7 +8,7 @@ A finished run is not begun again and a run that was cut off goes on, so the sam
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
@@ -36,7 +36,7 @@ def run(
     """All runs that are not done yet, then the outputs. One failed run does not stop the others.
 
     `parallel` is the number of runs at a time; by default as many as cores, GPUs and memory allow. Raises RunError
-    when runs failed or were stopped, after the outputs of all others were written.
+    when runs failed, or are left because they were asked to stop, after the outputs of all others were written.
     """
     view = view or ComparisonView()
     directory, jobs = comparison.directory, comparison.jobs
@@ -46,7 +46,6 @@ def run(
     # A whole seed before the next: what there is after a while compares all methods.
     waiting = sorted((job for job in jobs if not job.done), key=lambda job: job.seed)
     work = Work(waiting=waiting, num_labels=sum(job.num_labels for job in jobs))
-    stopped = False
     if work.waiting:
         from cluster.session import check_not_running
 
@@ -58,16 +57,22 @@ def run(
             if address is not None:
                 for job in work.waiting:
                     check_not_running(driver_name(job.config))
-            stopped = run_all(comparison, work, session.address, Room(machine, parallel, address), view)
+            run_all(comparison, work, session.address, Room(machine, parallel, address), view)
     summary = write_outputs(directory, comparison.description, work.failures)
-    left = [job.title for job in jobs if not job.done and (job.method, job.seed) not in work.failures]
-    again = shlex.join(comparison.description.command)
-    if work.failures:
-        listed = "\n".join(f"- {method}, seed {seed}: {why}" for (method, seed), why in work.failures.items())
-        raise RunError(f"{len(work.failures)} of {len(jobs)} runs failed:\n{listed}\ngo on with: {again}")
-    if stopped:
-        raise RunError(f"stopped with {len(left)} of {len(jobs)} runs not done; go on with: {again}")
+    _refuse_unfinished(comparison, work.failures)
     return summary
+
+
+def _refuse_unfinished(comparison: Comparison, failures: Mapping[tuple[str, int], str]) -> None:
+    """Raise RunError when a run failed, or was not brought to its end: somebody stopped it, or the whole comparison."""
+    jobs, again = comparison.jobs, shlex.join(comparison.description.command)
+    if failures:
+        listed = "\n".join(f"- {method}, seed {seed}: {why}" for (method, seed), why in failures.items())
+        raise RunError(f"{len(failures)} of {len(jobs)} runs failed:\n{listed}\ngo on with: {again}")
+    left = [job.title for job in jobs if not job.done]
+    if left:
+        listed = "; ".join(left)
+        raise RunError(f"stopped, with {len(left)} of {len(jobs)} runs not done: {listed}\ngo on with: {again}")
 
 
 def _session(

@@ -60,8 +60,8 @@ class Work:
         return room.has(self.waiting[0].config, [active.job.config for active in self.active])
 
 
-def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: ComparisonView) -> bool:
-    """Runs the queue; returns whether it was asked to stop before the end."""
+def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: ComparisonView) -> None:
+    """Runs the queue to its end, or until it was asked to stop and the runs that were going on have done so."""
     total = sum(budget.total for budget in comparison.budgets.values())
     heard = 0
     grace_s = min(job.config.cluster.grace_s for job in comparison.jobs)
@@ -83,7 +83,6 @@ def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: 
                 else:
                     _look(active)
             view.progress(work.num_labels + sum(active.num_labels for active in work.active), total)
-    return heard > 0
 
 
 def _wait(work: Work) -> list[Any]:
@@ -132,6 +131,8 @@ def _finish(comparison: Comparison, active: Active, work: Work, view: Comparison
         elif status.reason is not None:  # not by the user: a cap on the chat model was reached
             work.failures[job.method, job.seed] = status.reason
             view.say(f"{job.title} stopped: {status.reason}")
+        else:
+            view.say(f"{job.title} stopped, as it was asked to")
     except RayActorError as error:
         _start_again(active, error, work, view)
     except RayError as error:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,14 +18,14 @@ import psutil
 import pytest
 from ray.exceptions import ActorDiedError
 
-from cluster import run_queue
+from cluster import compare, run_queue
 from cluster.comparison import Job, plan
 from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
 from cluster.room import Room
 from genal_ray.comparison.curves import read_curves
 from genal_ray.config import load_config
-from genal_ray.errors import UserError
+from genal_ray.errors import RunError, UserError
 from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
 
@@ -145,6 +146,30 @@ def test_a_run_whose_driver_dies_is_started_again_a_few_times(
     run_queue._finish(planned, run_queue.Active(job=run, driver=None, work=None), work, ComparisonView())
     assert work.waiting == []
     assert "died 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
+
+
+@pytest.mark.parametrize("ended", [1, 2])
+def test_a_comparison_has_succeeded_when_every_run_came_to_its_end(
+    ended: int, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked a run to stop: not the signal counts, but what is left."""
+    planned = plan(str(reviews), ["random"], 2, tmp_path / "out")
+
+    def run_all(*_: object) -> None:
+        for one in planned.jobs:
+            one.store.create(one.config)
+        for one in planned.jobs[:ended]:
+            one.store.record_outcome("the budget is spent")
+
+    monkeypatch.setattr(compare, "run_all", run_all)
+    monkeypatch.setattr(compare, "check_local", lambda *_: None)
+    monkeypatch.setattr(compare, "_session", lambda *_: nullcontext(SimpleNamespace(address="127.0.0.1:1")))
+    monkeypatch.setattr(compare, "write_outputs", lambda *_: "the summary")
+    if ended == 2:
+        assert compare.run(planned) == "the summary"
+        return
+    with pytest.raises(RunError, match=r"1 of 2 runs not done: random, seed 4\n.*genal-ray compare"):
+        compare.run(planned)
 
 
 def curves(directory: Path) -> list[dict[str, Any]]:
