@@ -16,7 +16,7 @@ from typing import Any
 from cluster.comparison import Comparison, Job
 from cluster.console import ComparisonView
 from cluster.launch import cluster_address, driver_name
-from cluster.machine import Machine, this_machine
+from cluster.machine import this_machine
 from cluster.resources import check_local, private_cpus, requirements
 from cluster.room import Room
 from cluster.run_queue import Work, run_all
@@ -53,7 +53,7 @@ def run(
         if address is None:
             for job in work.waiting:
                 check_local(job.config, requirements(job.config), machine)
-        with _session(work.waiting, parallel, machine, address) as session:
+        with _session(jobs, parallel, address) as session:
             if address is not None:
                 for job in work.waiting:
                     check_not_running(driver_name(job.config))
@@ -75,13 +75,13 @@ def _refuse_unfinished(comparison: Comparison, failures: Mapping[tuple[str, int]
         raise RunError(f"stopped, with {len(left)} of {len(jobs)} runs not done: {listed}\ngo on with: {again}")
 
 
-def _session(
-    jobs: Sequence[Job], parallel: int | None, machine: Machine, address: str | None
-) -> AbstractContextManager[Any]:
+def _session(jobs: Sequence[Job], parallel: int | None, address: str | None) -> AbstractContextManager[Any]:
+    """Of those `jobs` that are not done yet; all of them count for what the workers may ask of the hub."""
     from cluster import session
 
+    first, *others = [job.config for job in jobs]
     if address is not None:
-        return session.joined_cluster(jobs[0].config, address)
-    most = parallel or len(jobs)
-    wanted = sorted((private_cpus(job.config, requirements(job.config)) for job in jobs), reverse=True)
-    return session.private_cluster(jobs[0].config, sum(wanted[:most]))
+        return session.joined_cluster(first, address, others)
+    configs = [job.config for job in jobs if not job.done]
+    wanted = sorted((private_cpus(config, requirements(config)) for config in configs), reverse=True)
+    return session.private_cluster(first, sum(wanted[: parallel or len(configs)]), others)

@@ -117,6 +117,7 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
     budgets: dict[tuple[str, int], Budget] = {}
     checked: set[str] = set()
     notes: dict[str, list[str]] = {}
+    configs = [job.config for job in jobs]
     for job in jobs:
         if contact.read_contact(job.store) is not None:
             raise UserError(f"{job.store.path} is being worked on: two launchers would buy its labels twice")
@@ -125,7 +126,7 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
                 f"{job.store.path} holds a run of another configuration: give another --out, or remove that folder"
             )
         if job.method not in checked and not job.done:
-            found = check(job.config, job.store.path, resume=job.store.config_file.exists())
+            found = check(job.config, job.store.path, resume=job.store.config_file.exists(), others=configs)
             for note in found.notes:
                 notes.setdefault(note, []).append(job.method)
             checked.add(job.method)

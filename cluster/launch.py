@@ -160,9 +160,12 @@ def record_budget(store: RunDirectory, budget: Budget) -> None:
     store.write_record("budget.json", {**asdict(budget), "num_rounds": budget.num_rounds})
 
 
-def check(config: RunConfig, directory: Path, *, resume: bool) -> Preflight:
-    """Everything that can be found wrong without looking at the machine. Raises UserError."""
-    go_offline(config)
+def check(config: RunConfig, directory: Path, *, resume: bool, others: Sequence[RunConfig] = ()) -> Preflight:
+    """Everything that can be found wrong without looking at the machine. Raises UserError.
+
+    Runs of the configurations `others` are started by the same process.
+    """
+    go_offline(config, *others)
     from actors.generator_engine import check_engine_args  # after go_offline: these import the Hugging Face libraries
     from genal_ray import preflight
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,34 +31,35 @@ def uses_hub(config: RunConfig) -> bool:
     return any(name is not None and not is_local(name) for name in named)
 
 
-def go_offline(config: RunConfig) -> None:
-    """Keep this process's libraries from asking the hub, unless the configuration names something there.
+def go_offline(*configs: RunConfig) -> None:
+    """Keep this process's libraries from asking the hub, unless one of the configurations names something there.
 
     Works before the first import of a Hugging Face library only: they read the variable once.
     """
-    if not uses_hub(config):
+    if not any(map(uses_hub, configs)):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
-def environment(config: RunConfig) -> dict[str, str]:
-    """Environment variables of every worker."""
+def environment(*configs: RunConfig) -> dict[str, str]:
+    """Environment variables of every worker, which all of the configurations may use."""
     variables = {
         "TOKENIZERS_PARALLELISM": "false",
         # Actors without a GPU must not see any: a scorer on CPU would otherwise take memory on the engine's device.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     }
-    if not uses_hub(config):
+    if not any(map(uses_hub, configs)):
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
 
 
-def runtime_env(config: RunConfig, private: Path | None) -> dict[str, Any]:
+def runtime_env(config: RunConfig, private: Path | None, others: Sequence[RunConfig] = ()) -> dict[str, Any]:
     """Ray's `runtime_env` for a private cluster with its files in `private`, or, with None, for one that was joined.
+    Runs of the configurations `others` share it.
 
     Workers on this machine import the launcher's tree. A joined cluster has the packages in its image, or, when the
     launcher runs from a checkout, is sent that checkout as `working_dir`.
     """
-    variables = environment(config)
+    variables = environment(config, *others)
     if private is not None:
         search = [str(source_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Sockets and temporary files, which a killed process leaves behind, go with the cluster's files.

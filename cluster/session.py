@@ -62,8 +62,9 @@ def _copy_redacted(source: str, target: str) -> None:
 
 
 @contextmanager
-def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
-    """A Ray cluster of this process alone with `num_cpus` logical CPUs, gone with its files at the end."""
+def private_cluster(config: RunConfig, num_cpus: int, others: Sequence[RunConfig] = ()) -> Iterator[Session]:
+    """A Ray cluster of this process alone with `num_cpus` logical CPUs, gone with its files at the end. Runs of the
+    configurations `others` share it."""
     parent = Path(config.cluster.temp_dir or tempfile.gettempdir())
     port = config.cluster.dashboard_port
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -79,7 +80,7 @@ def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
                 include_dashboard=port is not None,
                 dashboard_host="127.0.0.1",
                 dashboard_port=port,
-                runtime_env=runtime_env(config, folder),
+                runtime_env=runtime_env(config, folder, others),
                 logging_level="ERROR",
                 log_to_driver=False,
                 _temp_dir=str(folder),
@@ -93,8 +94,9 @@ def private_cluster(config: RunConfig, num_cpus: int) -> Iterator[Session]:
 
 
 @contextmanager
-def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
-    """A connection to the cluster at `address`. Raises UserError when there is none."""
+def joined_cluster(config: RunConfig, address: str, others: Sequence[RunConfig] = ()) -> Iterator[Session]:
+    """A connection to the cluster at `address`, which runs of the configurations `others` share. Raises UserError when
+    there is none."""
     # Ray itself would try for many minutes without a word.
     if ":" in address and not is_listening(address.removeprefix("ray://")):
         raise UserError(f"nothing answers at {address}: is the cluster up, and is this its host:port (`ray status`)?")
@@ -102,7 +104,7 @@ def joined_cluster(config: RunConfig, address: str) -> Iterator[Session]:
         context = ray.init(
             address=address,
             namespace=NAMESPACE,
-            runtime_env=runtime_env(config, None),
+            runtime_env=runtime_env(config, None, others),
             logging_level="ERROR",
             log_to_driver=False,
         )

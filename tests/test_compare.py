@@ -23,6 +23,7 @@ from cluster.comparison import Job, plan
 from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
 from cluster.room import Room
+from cluster.runtime_env import runtime_env
 from genal_ray.comparison.curves import read_curves
 from genal_ray.config import load_config
 from genal_ray.errors import RunError, UserError
@@ -96,6 +97,28 @@ def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> 
     plan(str(reviews), ["random", "entropy"], 2, tmp_path / "out")  # more methods and seeds may join
     with pytest.raises(UserError, match="holds a run of another configuration"):
         plan(str(reviews), ["random"], 1, tmp_path / "out", ["student.epochs=2"])
+
+
+@pytest.mark.parametrize("order", [["random", "large"], ["large", "random"]])
+def test_one_method_with_a_model_of_the_hub_lets_all_ask_it(
+    order: list[str], reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The libraries of this process read the variable once, and all workers are given the same."""
+    definitions = {"random": "random", "large": "large:student.model=bert-large-uncased"}
+    asked: list[str | None] = []
+
+    def look(*_: object, **__: object) -> SimpleNamespace:
+        asked.append(os.environ.get("HF_HUB_OFFLINE"))
+        return SimpleNamespace(notes=())
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr("genal_ray.preflight.check", look)
+    planned = plan(str(reviews), [definitions[name] for name in order], 1, tmp_path / "out")
+    assert asked == [None, None]
+    first, second = (one.config for one in planned.jobs)
+    assert "HF_HUB_OFFLINE" not in runtime_env(first, tmp_path, [second])["env_vars"]
+    alone = runtime_env(planned.jobs[order.index("random")].config, tmp_path)
+    assert alone["env_vars"]["HF_HUB_OFFLINE"] == "1"
 
 
 def test_runs_go_side_by_side_while_cores_and_memory_last() -> None:
