@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,17 @@ def plan(
     return Comparison(directory=directory, description=described, jobs=jobs, budgets=budgets, notes=notes)
 
 
+def check_place(job: Job) -> None:
+    """Raise UserError unless the folder of the run holds this very run, or can take it."""
+    store, remedy = job.store, "give another --out, or remove that folder"
+    if store.config_file.exists():
+        if store.load_config().fingerprint() != job.config.fingerprint():
+            raise UserError(f"{store.path} holds a run of another configuration: {remedy}")
+    elif os.path.lexists(store.path) and not (store.path.is_dir() and not any(store.path.iterdir())):
+        raise UserError(f"{store.path} is neither a run of this comparison nor an empty directory: {remedy}")
+    check_writable(store.path)
+
+
 def _job(source: str, overrides: Sequence[str], method: Method, seed: int, directory: Path) -> Job:
     settings = ["keep_last=1", *overrides, *method.overrides, f"seed={seed}", f"name={method.name[:48]}-{seed}"]
     try:
@@ -112,7 +124,7 @@ def _refuse_twins(methods: Sequence[Method]) -> None:
 
 
 def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[str, ...]]:
-    """Budgets and notes. Methods are checked on the first seed, data on every seed; runs share both."""
+    """Budgets and notes. Methods are checked on the first seed, folders and data on every seed; runs share both."""
     corpora: dict[str, Corpus] = {}
     budgets: dict[tuple[str, int], Budget] = {}
     checked: set[str] = set()
@@ -121,10 +133,7 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
     for job in jobs:
         if contact.read_contact(job.store) is not None:
             raise UserError(f"{job.store.path} is being worked on: two launchers would buy its labels twice")
-        if job.store.config_file.exists() and job.store.load_config().fingerprint() != job.config.fingerprint():
-            raise UserError(
-                f"{job.store.path} holds a run of another configuration: give another --out, or remove that folder"
-            )
+        check_place(job)
         if job.method not in checked and not job.done:
             found = check(job.config, job.store.path, resume=job.store.config_file.exists(), others=configs)
             for note in found.notes:

@@ -253,6 +253,6 @@ def _place_problems(config: RunConfig, machine: Machine) -> list[str]:
     if disk > machine.disk:
         problems.append(
             f"the run directory needs about {gib(disk)}, {gib(machine.disk)} are free there: give another "
-            "--output-dir, or lower keep_last and keep_best"
+            "--output-dir (of a comparison --out), or lower keep_last and keep_best"
         )
     return problems

@@ -15,13 +15,13 @@ from typing import Any
 
 from actors.backoff import wait_s
 from cluster import contact
-from cluster.comparison import Comparison, Job
+from cluster.comparison import Comparison, Job, check_place
 from cluster.console import ComparisonView
 from cluster.interrupts import interrupts
 from cluster.launch import clean_up, record_budget, start_driver
 from cluster.room import Room
 from genal_ray.comparison.outputs import write_outputs
-from genal_ray.errors import RunError
+from genal_ray.errors import GenalRayError, RunError
 from genal_ray.evaluation import QUALITY, quality, quality_metric
 from genal_ray.redaction import redacted
 from genal_ray.status import RunStatus, State
@@ -68,9 +68,7 @@ def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: 
     with interrupts(grace_s) as arrived:
         while work.active or (work.waiting and not heard):
             while not heard and work.may_start(room):
-                job = work.waiting.pop(0)
-                work.num_labels -= job.num_labels
-                work.active.append(_start(comparison, job, address))
+                _start_next(comparison, work, address, view)
             if arrived.pressure > heard:
                 heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
@@ -96,7 +94,21 @@ def _wait(work: Work) -> list[Any]:
     return done
 
 
+def _start_next(comparison: Comparison, work: Work, address: str, view: ComparisonView) -> None:
+    """The first run of the queue becomes an active one; one that cannot be started fails alone."""
+    job = work.waiting.pop(0)
+    try:
+        bought = job.num_labels
+        work.active.append(_start(comparison, job, address))
+    except GenalRayError as error:
+        _fail(job, error, work, view)
+        write_outputs(comparison.directory, comparison.description, work.failures)
+    else:
+        work.num_labels -= bought
+
+
 def _start(comparison: Comparison, job: Job, address: str) -> Active:
+    check_place(job)  # once more: runs may wait for days
     if not job.store.config_file.exists():
         job.store.create(job.config)
     record_budget(job.store, comparison.budgets[job.method, job.seed])
@@ -137,8 +149,7 @@ def _finish(comparison: Comparison, active: Active, work: Work, view: Comparison
         _start_again(active, error, work, view)
     except RayError as error:
         cause = error.cause if isinstance(error, RayTaskError) else error
-        work.failures[job.method, job.seed] = redacted(str(cause))
-        view.say(f"{job.title} failed: {cause}")
+        _fail(job, cause, work, view)
     else:
         return
     finally:
@@ -149,6 +160,11 @@ def _finish(comparison: Comparison, active: Active, work: Work, view: Comparison
         clean_up(job.config)
 
 
+def _fail(job: Job, why: object, work: Work, view: ComparisonView) -> None:
+    work.failures[job.method, job.seed] = redacted(str(why))
+    view.say(f"{job.title} failed: {why}")
+
+
 def _start_again(active: Active, error: Exception, work: Work, view: ComparisonView) -> None:
     """A run whose driver died goes on from its files before any other begins, unless that happened too often."""
     from actors.incidents import keep_incident  # imports Ray, which is there by now
@@ -156,8 +172,7 @@ def _start_again(active: Active, error: Exception, work: Work, view: ComparisonV
     job, allowed = active.job, active.job.config.cluster.max_restarts
     key = job.method, job.seed
     if work.losses[key] == allowed:
-        work.failures[key] = f"its driver died {allowed + 1} times, cluster.max_restarts allows {allowed}: {error}"
-        view.say(f"{job.title} failed: {work.failures[key]}")
+        _fail(job, f"its driver died {allowed + 1} times, cluster.max_restarts allows {allowed}: {error}", work, view)
         return
     work.losses[key] += 1
     keep_incident(job.store.path, "driver", str(error).partition("\n")[0])

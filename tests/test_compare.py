@@ -99,6 +99,34 @@ def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> 
         plan(str(reviews), ["random"], 1, tmp_path / "out", ["student.epochs=2"])
 
 
+def test_the_folder_of_every_run_is_looked_at_before_one_begins(reviews: Path, tmp_path: Path) -> None:
+    odd = tmp_path / "out" / "runs" / "random" / "seed-5"
+    odd.mkdir(parents=True)
+    plan(str(reviews), ["random"], 3, tmp_path / "out")  # an empty one does no harm
+    (odd / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match=r"seed-5 is neither .*: give another --out, or remove that folder"):
+        plan(str(reviews), ["random"], 3, tmp_path / "out")
+
+
+def test_a_run_that_cannot_be_started_leaves_the_others_alone(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = plan(str(reviews), ["random"], 2, tmp_path / "out")
+    odd, good = planned.jobs
+    odd.store.path.mkdir(parents=True)
+    (odd.store.path / "notes.txt").write_text("written after the check", encoding="utf-8")
+    driver = SimpleNamespace(**{name: SimpleNamespace(remote=lambda: None) for name in ("run", "status", "pid")})
+    monkeypatch.setattr(run_queue, "start_driver", lambda *_: driver)
+    written: list[dict[Any, str]] = []
+    monkeypatch.setattr(run_queue, "write_outputs", lambda directory, description, failed: written.append({**failed}))
+    work = run_queue.Work(waiting=[odd, good])
+    for _ in planned.jobs:
+        run_queue._start_next(planned, work, "127.0.0.1:1", ComparisonView())
+    assert [active.job for active in work.active] == [good]
+    assert written == [work.failures]
+    assert "remove that folder" in work.failures["random", 3]
+
+
 @pytest.mark.parametrize("order", [["random", "large"], ["large", "random"]])
 def test_one_method_with_a_model_of_the_hub_lets_all_ask_it(
     order: list[str], reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
