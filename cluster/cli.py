@@ -141,12 +141,15 @@ def compare(
     from cluster.console import ConsoleComparisonView, show_summary
 
     names = [*(name.strip() for name in methods.split(",") if name.strip()), *(method or [])]
-    comparison = make_comparison(config, names, seeds, local_folder(out, "--out"), overrides or [], title=title)
+    folder = local_folder(out, "--out")
+    comparison = make_comparison(
+        config, names, seeds, folder, overrides or [], title=title, address=address, parallel=parallel
+    )
     to = console()
     with ConsoleComparisonView(to, len(comparison.jobs)) as shown:
         for note in comparison.notes:
             shown.say(f"note: {note}")
-        summary = run_comparison(comparison, address=address, parallel=parallel, view=shown)
+        summary = run_comparison(comparison, view=shown)
     show_summary(to, summary, comparison.directory)
 
 

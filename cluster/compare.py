@@ -26,21 +26,15 @@ from genal_ray.errors import RunError
 from genal_ray.files import write_json
 
 
-def run(
-    comparison: Comparison,
-    *,
-    address: str | None = None,
-    parallel: int | None = None,
-    view: ComparisonView | None = None,
-) -> Summary:
+def run(comparison: Comparison, *, view: ComparisonView | None = None) -> Summary:
     """All runs that are not done yet, then the outputs. One failed run does not stop the others.
 
-    `parallel` is the number of runs at a time; by default as many as cores, GPUs and memory allow. Raises RunError
-    when runs failed, or are left because they were asked to stop, after the outputs of all others were written.
+    Raises RunError when runs failed, or are left because they were asked to stop, after the outputs of all others were
+    written.
     """
     view = view or ComparisonView()
-    directory, jobs = comparison.directory, comparison.jobs
-    address = cluster_address(jobs[0].config, address)
+    directory, jobs, parallel = comparison.directory, comparison.jobs, comparison.parallel
+    address = cluster_address(jobs[0].config, comparison.address)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "comparison.json", asdict(comparison.description))
     # A whole seed before the next: what there is after a while compares all methods.
@@ -56,7 +50,7 @@ def run(
         with _session(jobs, parallel, address) as session:
             if address is not None:
                 for job in work.waiting:
-                    check_not_running(driver_name(job.config))
+                    check_not_running(driver_name(job.config), "compare other seeds (--set seed=...)")
             run_all(comparison, work, session.address, Room(machine, parallel, address), view)
     summary = write_outputs(directory, comparison.description, work.failures)
     _refuse_unfinished(comparison, work.failures)

@@ -56,6 +56,10 @@ class Comparison:
     budgets: Mapping[tuple[str, int], Budget]
     """By method and seed."""
     notes: tuple[str, ...]
+    address: str | None = None
+    """Of the cluster to join; None for what the configuration says."""
+    parallel: int | None = None
+    """Runs at a time; None for as many as there is room for."""
 
 
 def plan(
@@ -66,9 +70,12 @@ def plan(
     overrides: Sequence[str] = (),
     *,
     title: str | None = None,
+    address: str | None = None,
+    parallel: int | None = None,
 ) -> Comparison:
     """Every run's configuration, checked. `methods` are names or NAME:key=value,...; there are `seeds` seeds, from the
-    configuration's own on.
+    configuration's own on. `address` is that of a cluster to join, `parallel` the number of runs at a time; by default
+    the configuration's, and as many as cores, GPUs and memory allow.
 
     Raises UserError for anything that would stop one of the runs later, for a directory that holds other runs, and
     while something works on one of them.
@@ -88,10 +95,18 @@ def plan(
         overrides=tuple(overrides),
         methods=tuple(found),
         seeds=tuple(numbers),
-        command=_command(source, methods, seeds, directory, overrides, title),
+        command=_command(source, methods, seeds, directory, overrides, title, address, parallel),
         versions=installed_versions(),
     )
-    return Comparison(directory=directory, description=described, jobs=jobs, budgets=budgets, notes=notes)
+    return Comparison(
+        directory=directory,
+        description=described,
+        jobs=jobs,
+        budgets=budgets,
+        notes=notes,
+        address=address,
+        parallel=parallel,
+    )
 
 
 def check_place(job: Job) -> None:
@@ -157,8 +172,17 @@ def _title(config: RunConfig) -> str:
 
 
 def _command(
-    source: str, methods: Sequence[str], seeds: int, directory: Path, overrides: Sequence[str], title: str | None
+    source: str,
+    methods: Sequence[str],
+    seeds: int,
+    directory: Path,
+    overrides: Sequence[str],
+    title: str | None,
+    address: str | None,
+    parallel: int | None,
 ) -> tuple[str, ...]:
+    """What was asked for as a command line; pasted into another terminal it goes on with the same, on the same
+    cluster."""
     names = [name for name in methods if ":" not in name]
     words = ["genal-ray", "compare", source]
     words += ["--methods", ",".join(names)] if names else []
@@ -168,4 +192,6 @@ def _command(
     for setting in overrides:
         words += ["--set", setting]
     words += ["--title", title] if title else []
+    words += ["--parallel", str(parallel)] if parallel else []
+    words += ["--address", address] if address else []
     return (*words, "--out", str(directory))

@@ -119,15 +119,17 @@ def joined_cluster(config: RunConfig, address: str, others: Sequence[RunConfig] 
         ray.shutdown()
 
 
-def check_not_running(actor: str) -> None:
-    """Raise UserError when the cluster has this driver already: two of them would share one Serve application."""
+def check_not_running(actor: str, instead: str = "start this one under another name (--set name=...)") -> None:
+    """Raise UserError when the cluster has this driver already: two of them would share one Serve application.
+
+    `instead` is what users can do who do not want to wait.
+    """
     try:
         ray.get_actor(actor, namespace=NAMESPACE)
     except ValueError:
         return
     raise UserError(
-        f"the cluster works on a run of the same name and configuration ({actor}): wait for it, "
-        "or start this one under another name (--set name=...)"
+        f"the cluster works on a run of the same name and configuration ({actor}): wait for it, or {instead}"
     )
 
 

@@ -74,6 +74,27 @@ def test_plan_gives_every_method_the_same_seeds_and_its_own_folder(reviews: Path
     assert command[command.index("--method") + 1] == "mine:acquisition.k=3"
 
 
+def test_the_command_that_goes_on_asks_for_the_same_cluster(reviews: Path, tmp_path: Path) -> None:
+    plain = plan(str(reviews), ["random"], 1, tmp_path / "out").description.command
+    assert not {"--address", "--parallel"} & set(plain)
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out", address="auto", parallel=2)
+    command = planned.description.command
+    assert command[command.index("--address") + 1] == "auto"
+    assert command[command.index("--parallel") + 1] == "2"
+    assert (planned.address, planned.parallel) == ("auto", 2)
+
+
+def test_a_comparison_that_runs_already_is_refused_with_what_can_be_done(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """compare names its runs itself, after method and seed: another name would not help."""
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out", address="127.0.0.1:1")
+    monkeypatch.setattr(compare, "_session", lambda *_: nullcontext(SimpleNamespace(address="127.0.0.1:1")))
+    monkeypatch.setattr("ray.get_actor", lambda *_, **__: "the other driver")
+    with pytest.raises(UserError, match=r"wait for it, or compare other seeds \(--set seed=\.\.\.\)"):
+        compare.run(planned)
+
+
 @pytest.mark.parametrize(
     ("methods", "message"),
     [
