@@ -18,6 +18,7 @@ from cluster import contact
 from cluster.console import NoView, View
 from cluster.interrupts import Interrupts, interrupts
 from cluster.machine import this_machine
+from cluster.pulse import DriverLost, Pulse
 from cluster.resources import Placement, check_local, private_cpus, requirements
 from cluster.runtime_env import go_offline
 
@@ -32,12 +33,6 @@ from genal_ray.store import RunDirectory
 from genal_ray.working_copy import new_run
 
 _POLL_S = 0.5
-START_TIMEOUT_S = 300.0
-"""For the driver's process to start and its libraries to load."""
-
-
-class DriverLost(RunError):
-    """The driver, or the cluster under it, is gone; another one can go on."""
 
 
 def run(
@@ -244,45 +239,26 @@ def _watch(
 
     from actors.liveness import DIED
 
-    work, told = driver.run.remote(), driver.pid.remote()
+    work, pulse = driver.run.remote(), Pulse(driver, store.path, heartbeat_s)
     heard, ended = 0, False
-    pid: int | None = None  # none before the process has started
     try:
-        asked, since = driver.status.remote(), time.monotonic()
         while True:
-            done, _ = ray.wait([asked if ended else work], timeout=_POLL_S)
-            if pid is None and ray.wait([told], timeout=0)[0]:
-                pid, since = ray.get(told), time.monotonic()
+            done, _ = ray.wait([pulse.asked if ended else work], timeout=_POLL_S)
             if arrived.pressure > heard:
                 heard = _pass_on(driver, arrived.pressure, store, view)
-            if ray.wait([asked], timeout=0)[0]:
-                status: RunStatus = ray.get(asked)
+            status = pulse.answer()
+            if status is not None:
                 view.update(status)
                 if ended:
                     return status
-                asked, since = driver.status.remote(), time.monotonic()
-            elif time.monotonic() - since > (patience := START_TIMEOUT_S if pid is None else heartbeat_s):
-                raise _hung(driver, pid, store, patience)
             if done and not ended:
                 ray.get(work)
-                ended, asked, since = True, driver.status.remote(), time.monotonic()  # one more look at the end
+                ended = True
+                pulse.ask()  # one more look at the end
     except RayTaskError as error:
         raise _failure(error, store) from error
     except DIED as error:
         raise DriverLost(f"the driver process died: {error}") from error
-
-
-def _hung(driver: Any, pid: int | None, store: RunDirectory, patience: float) -> DriverLost:
-    """Ends a driver that does not answer; its stack is kept first. It runs on this machine."""
-    import ray
-
-    from actors.incidents import keep_stacks
-    from actors.liveness import look_at
-
-    kept = None if pid is None else keep_stacks(store.path, "driver", [look_at(pid)])
-    ray.kill(driver)
-    where = "while it started" if kept is None else f"cluster.heartbeat_s (stacks: {kept})"
-    return DriverLost(f"the driver gave no sign of life for {patience:g} s, {where}")
 
 
 def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:

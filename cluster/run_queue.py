@@ -1,9 +1,9 @@
 """The runs of a comparison, as many at a time as there is room: each is started, watched, and started again when its
-driver died.
+driver was lost.
 
-    waiting ─may_start─► driver ─► active ─► ended: outputs
+    waiting ─may_start─► driver ─► active ─► over: outputs
        ▲                             │
-       └────────── died ◄────────────┘
+       └── driver died, or hung ◄────┘
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from cluster.comparison import Comparison, Job, check_place
 from cluster.console import ComparisonView
 from cluster.interrupts import interrupts
 from cluster.launch import clean_up, record_budget, start_driver
+from cluster.pulse import DriverLost, Pulse
 from cluster.room import Room
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.errors import GenalRayError, RunError
@@ -27,16 +28,40 @@ from genal_ray.redaction import redacted
 from genal_ray.status import RunStatus, State
 
 _POLL_S = 0.5
-_STATUS_TIMEOUT_S = 30.0
 
 
 @dataclass
 class Active:
+    """A run that has a driver."""
+
     job: Job
     driver: Any
     work: Any
-    """Reference that is ready when the run has ended."""
-    num_labels: int = 0
+    """Reference that is ready when the driver has ended its work."""
+    pulse: Pulse
+    status: RunStatus | None = None
+    """The last that was told."""
+    ended: bool = False
+    """Whether `work` is done; what the driver tells after that is final."""
+
+    @property
+    def num_labels(self) -> int:
+        return 0 if self.status is None else self.status.num_labels
+
+    def is_over(self) -> bool:
+        """Whether `status` is final; never waits. Raises what ended the work, and DriverLost when the driver hangs."""
+        import ray
+
+        status = self.pulse.answer()
+        if status is not None:
+            self.status = status
+            if self.ended:
+                return True
+        if not self.ended and ray.wait([self.work], timeout=0)[0]:
+            ray.get(self.work)
+            self.ended = True
+            self.pulse.ask()  # one more look at the end
+        return False
 
 
 @dataclass
@@ -49,7 +74,7 @@ class Work:
     active: list[Active] = field(default_factory=list)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
     losses: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """Drivers of a run that died."""
+    """Drivers of a run that died or hung."""
     on_hold_until: float = 0.0
     """On the monotonic clock: no run is started before."""
 
@@ -72,26 +97,20 @@ def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: 
             if arrived.pressure > heard:
                 heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
-            done = _wait(work)
+            _wait(work)
             for active in list(work.active):
-                if active.work in done:
-                    work.active.remove(active)
-                    work.num_labels += active.job.num_labels
-                    _finish(comparison, active, work, view)
-                else:
-                    _look(active)
+                _look(comparison, active, work, view)
             view.progress(work.num_labels + sum(active.num_labels for active in work.active), total)
 
 
-def _wait(work: Work) -> list[Any]:
-    """What has ended within a moment, as references."""
+def _wait(work: Work) -> None:
+    """Until something has ended, but a moment at most."""
     import ray
 
-    if not work.active:  # the run that is to go on is on hold
+    if work.active:
+        ray.wait([active.pulse.asked if active.ended else active.work for active in work.active], timeout=_POLL_S)
+    else:  # the run that is to go on is on hold
         time.sleep(_POLL_S)
-        return []
-    done: list[Any] = ray.wait([active.work for active in work.active], timeout=_POLL_S)[0]
-    return done
 
 
 def _start_next(comparison: Comparison, work: Work, address: str, view: ComparisonView) -> None:
@@ -113,51 +132,50 @@ def _start(comparison: Comparison, job: Job, address: str) -> Active:
         job.store.create(job.config)
     record_budget(job.store, comparison.budgets[job.method, job.seed])
     driver = start_driver(job.config, job.store, address)
-    return Active(job=job, driver=driver, work=driver.run.remote())
+    work = driver.run.remote()
+    pulse = Pulse(driver, job.store.path, job.config.cluster.heartbeat_s)
+    return Active(job=job, driver=driver, work=work, pulse=pulse)
 
 
-def _look(active: Active) -> None:
+def _look(comparison: Comparison, active: Active, work: Work, view: ComparisonView) -> None:
+    """What became of a run, if it is over: its process ends, its curve joins the outputs."""
     import ray
-    from ray.exceptions import GetTimeoutError, RayError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
+    job, failed = active.job, True
     try:
-        status: RunStatus = ray.get(active.driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
-    except (GetTimeoutError, RayError):
-        return  # `work` tells when the driver is lost
-    active.num_labels = status.num_labels
-
-
-def _finish(comparison: Comparison, active: Active, work: Work, view: ComparisonView) -> None:
-    """What became of a run; its process ends, its curve joins the outputs."""
-    import ray
-    from ray.exceptions import RayActorError, RayError, RayTaskError
-
-    job = active.job
-    try:
-        ray.get(active.work)
-        status: RunStatus = ray.get(active.driver.status.remote(), timeout=_STATUS_TIMEOUT_S)
-        if status.state is State.DONE:
-            last = status.reports[-1].metrics
-            found = f"{QUALITY[quality_metric(last)]} {quality(last):.4f}"
-            view.say(f"{job.title}: {status.num_labels} labels, {found}; {status.reason}")
-        elif status.reason is not None:  # not by the user: a cap on the chat model was reached
-            work.failures[job.method, job.seed] = status.reason
-            view.say(f"{job.title} stopped: {status.reason}")
-        else:
-            view.say(f"{job.title} stopped, as it was asked to")
-    except RayActorError as error:
+        if not active.is_over():
+            return
+        _tell(active, work, view)
+        failed = False
+    except RayTaskError as error:
+        _fail(job, error.cause, work, view)
+    except (RayActorError, OutOfMemoryError, DriverLost) as error:
         _start_again(active, error, work, view)
     except RayError as error:
-        cause = error.cause if isinstance(error, RayTaskError) else error
-        _fail(job, cause, work, view)
-    else:
-        return
-    finally:
-        contact.withdraw(job.store)
-        ray.kill(active.driver)
-        write_outputs(comparison.directory, comparison.description, work.failures)
-    if job.config.generator is not None:
+        _fail(job, error, work, view)
+    work.active.remove(active)
+    work.num_labels += job.num_labels
+    contact.withdraw(job.store)
+    ray.kill(active.driver)
+    write_outputs(comparison.directory, comparison.description, work.failures)
+    if failed and job.config.generator is not None:
         clean_up(job.config)
+
+
+def _tell(active: Active, work: Work, view: ComparisonView) -> None:
+    """How a run ended that did not fail."""
+    job, status = active.job, active.status
+    assert status is not None
+    if status.state is State.DONE:
+        last = status.reports[-1].metrics
+        found = f"{QUALITY[quality_metric(last)]} {quality(last):.4f}"
+        view.say(f"{job.title}: {status.num_labels} labels, {found}; {status.reason}")
+    elif status.reason is not None:  # not by the user: a cap on the chat model was reached
+        work.failures[job.method, job.seed] = status.reason
+        view.say(f"{job.title} stopped: {status.reason}")
+    else:
+        view.say(f"{job.title} stopped, as it was asked to")
 
 
 def _fail(job: Job, why: object, work: Work, view: ComparisonView) -> None:
@@ -166,19 +184,21 @@ def _fail(job: Job, why: object, work: Work, view: ComparisonView) -> None:
 
 
 def _start_again(active: Active, error: Exception, work: Work, view: ComparisonView) -> None:
-    """A run whose driver died goes on from its files before any other begins, unless that happened too often."""
+    """A run whose driver was lost goes on from its files before any other begins, unless that happened too often."""
     from actors.incidents import keep_incident  # imports Ray, which is there by now
 
     job, allowed = active.job, active.job.config.cluster.max_restarts
     key = job.method, job.seed
     if work.losses[key] == allowed:
-        _fail(job, f"its driver died {allowed + 1} times, cluster.max_restarts allows {allowed}: {error}", work, view)
+        times = f"{allowed + 1} times, cluster.max_restarts allows {allowed}"
+        _fail(job, f"its driver was lost {times}: {error}", work, view)
         return
     work.losses[key] += 1
-    keep_incident(job.store.path, "driver", str(error).partition("\n")[0])
+    what = str(error).partition("\n")[0]
+    keep_incident(job.store.path, "driver", what)
     work.waiting.insert(0, job)
     work.on_hold_until = time.monotonic() + wait_s(work.losses[key])
-    view.say(f"{job.title}: its driver died; starting again, {work.losses[key]} of {allowed} times")
+    view.say(f"{job.title}: its driver was lost ({what}); starting again, {work.losses[key]} of {allowed} times")
 
 
 def _ask_to_stop(work: Work, times: int, view: ComparisonView) -> None:

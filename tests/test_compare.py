@@ -16,12 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 
 from cluster import compare, run_queue
 from cluster.comparison import Job, plan
 from cluster.console import ComparisonView
 from cluster.machine import GIB, Machine
+from cluster.pulse import Pulse
 from cluster.room import Room
 from cluster.runtime_env import runtime_env
 from genal_ray.comparison.curves import read_curves
@@ -136,8 +137,7 @@ def test_a_run_that_cannot_be_started_leaves_the_others_alone(
     odd, good = planned.jobs
     odd.store.path.mkdir(parents=True)
     (odd.store.path / "notes.txt").write_text("written after the check", encoding="utf-8")
-    driver = SimpleNamespace(**{name: SimpleNamespace(remote=lambda: None) for name in ("run", "status", "pid")})
-    monkeypatch.setattr(run_queue, "start_driver", lambda *_: driver)
+    monkeypatch.setattr(run_queue, "start_driver", lambda *_: Driver())
     written: list[dict[Any, str]] = []
     monkeypatch.setattr(run_queue, "write_outputs", lambda directory, description, failed: written.append({**failed}))
     work = run_queue.Work(waiting=[odd, good])
@@ -184,40 +184,92 @@ def test_runs_go_side_by_side_while_cores_and_memory_last() -> None:
     assert not Room(small, None, None).has(pool, active)
 
 
-def test_a_run_that_reached_a_cap_is_no_success(
-    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Driver:
+    """A driver's handle, whose calls answer with what it was given: a value, an error, or nothing yet."""
+
+    def __init__(self, **answers: object) -> None:
+        for call in ("run", "pid", "status"):
+            reference = SimpleNamespace(answer=answers.get(call, PENDING))
+            setattr(self, call, SimpleNamespace(remote=lambda reference=reference: reference))
+
+
+PENDING = object()
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of a `Driver` are the only ones; nothing is drawn."""
+
+    def get(reference: Any) -> Any:
+        if isinstance(reference.answer, Exception):
+            raise reference.answer
+        return reference.answer
+
+    def wait(references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        return [r for r in references if r.answer is not PENDING], []
+
+    monkeypatch.setattr("ray.get", get)
+    monkeypatch.setattr("ray.wait", wait)
+    monkeypatch.setattr("ray.kill", lambda actor: None)
+    monkeypatch.setattr(run_queue, "write_outputs", lambda *_: None)
+    monkeypatch.setattr(run_queue, "clean_up", lambda config: None)
+
+
+def active(one: Job, heartbeat_s: float = 60, **answers: object) -> run_queue.Active:
+    driver: Any = Driver(**answers)
+    pulse = Pulse(driver, one.store.path, heartbeat_s)
+    return run_queue.Active(job=one, driver=driver, work=driver.run.remote(), pulse=pulse)
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_run_that_reached_a_cap_is_no_success(reviews: Path, tmp_path: Path) -> None:
     planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
     ended = RunStatus(state=State.STOPPED, round=1, num_rounds=2, num_labels=6, budget=24, reason="the cap is reached")
-    driver = SimpleNamespace(status=SimpleNamespace(remote=lambda: ended))
-    monkeypatch.setattr("ray.get", lambda reference, timeout=None: reference)
-    monkeypatch.setattr("ray.kill", lambda actor: None)
-    monkeypatch.setattr(run_queue, "write_outputs", lambda *arguments: None)
-    work = run_queue.Work(waiting=[])
-    run_queue._finish(planned, run_queue.Active(job=planned.jobs[0], driver=driver, work=None), work, ComparisonView())
+    capped = active(planned.jobs[0], run=None, status=ended)
+    work = run_queue.Work(waiting=[], active=[capped])
+    run_queue._look(planned, capped, work, ComparisonView())
+    assert work.failures == {}, "the driver is asked once more when its work is done"
+    run_queue._look(planned, capped, work, ComparisonView())
     assert work.failures == {("random", 3): "the cap is reached"}
+    assert work.active == []
 
 
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("error", [ActorDiedError(), OutOfMemoryError("the node was running low on memory")])
 def test_a_run_whose_driver_dies_is_started_again_a_few_times(
-    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, reviews: Path, tmp_path: Path
 ) -> None:
-    def dead(reference: object, timeout: float | None = None) -> None:
-        raise ActorDiedError
-
     planned = plan(str(reviews), ["random"], 1, tmp_path / "out", ["cluster.max_restarts=1"])
     run = planned.jobs[0]
     run.store.create(run.config)
-    monkeypatch.setattr("ray.get", dead)
-    monkeypatch.setattr("ray.kill", lambda actor: None)
-    monkeypatch.setattr(run_queue, "write_outputs", lambda *arguments: None)
-    monkeypatch.setattr(run_queue, "clean_up", lambda config: None)
-    work = run_queue.Work(waiting=[])
-    run_queue._finish(planned, run_queue.Active(job=run, driver=None, work=None), work, ComparisonView())
-    assert (work.waiting, work.failures, run.store.num_restarts) == ([run], {}, 1)
+    work = run_queue.Work(waiting=[], active=[active(run, run=error)])
+    run_queue._look(planned, work.active[0], work, ComparisonView())
+    assert (work.waiting, work.active, work.failures, run.store.num_restarts) == ([run], [], {}, 1)
     work.waiting.clear()
-    run_queue._finish(planned, run_queue.Active(job=run, driver=None, work=None), work, ComparisonView())
-    assert work.waiting == []
-    assert "died 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
+    work.active.append(active(run, run=error))
+    run_queue._look(planned, work.active[0], work, ComparisonView())
+    assert (work.waiting, work.active) == ([], [])
+    assert "lost 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_driver_that_hangs_is_ended_and_its_run_goes_on(reviews: Path, tmp_path: Path) -> None:
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
+    run = planned.jobs[0]
+    run.store.create(run.config)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        silent = active(run, heartbeat_s=0.3, pid=process.pid)
+        work = run_queue.Work(waiting=[], active=[silent])
+        started = time.monotonic()
+        run_queue._look(planned, silent, work, ComparisonView())
+        assert time.monotonic() - started < 0.3, "an answer is not waited for"
+        assert work.active == [silent]
+        time.sleep(0.4)
+        run_queue._look(planned, silent, work, ComparisonView())
+        assert process.wait(timeout=10) == -signal.SIGKILL
+    assert (work.waiting, work.active, work.failures) == ([run], [], {})
+    assert "no sign of life for 0.3 s" in (run.store.path / "incidents.jsonl").read_text()
+    assert str(process.pid) in next((run.store.path / "stacks").iterdir()).read_text()
 
 
 @pytest.mark.parametrize("ended", [1, 2])
