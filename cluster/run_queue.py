@@ -17,7 +17,7 @@ from actors.backoff import wait_s
 from cluster import contact
 from cluster.comparison import Comparison, Job, check_place
 from cluster.console import ComparisonView
-from cluster.interrupts import interrupts
+from cluster.interrupts import Interrupts, interrupts
 from cluster.launch import clean_up, record_budget, start_driver
 from cluster.pulse import DriverLost, Pulse
 from cluster.room import Room
@@ -47,6 +47,11 @@ class Active:
     @property
     def num_labels(self) -> int:
         return 0 if self.status is None else self.status.num_labels
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether some of its parts may not be there yet."""
+        return self.status is None or self.status.state is State.STARTING
 
     def is_over(self) -> bool:
         """Whether `status` is final; never waits. Raises what ended the work, and DriverLost when the driver hangs."""
@@ -82,7 +87,8 @@ class Work:
         """Whether the next run of the queue may start."""
         if not self.waiting or time.monotonic() < self.on_hold_until:
             return False
-        return room.has(self.waiting[0].config, [active.job.config for active in self.active])
+        starting = [active.job.config for active in self.active if active.is_starting]
+        return room.has(self.waiting[0].config, [active.job.config for active in self.active], starting)
 
 
 def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: ComparisonView) -> None:
@@ -92,8 +98,8 @@ def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: 
     grace_s = min(job.config.cluster.grace_s for job in comparison.jobs)
     with interrupts(grace_s) as arrived:
         while work.active or (work.waiting and not heard):
-            while not heard and work.may_start(room):
-                _start_next(comparison, work, address, view)
+            while not arrived.pressure and work.may_start(room):
+                _start_next(comparison, work, address, room, arrived, view)
             if arrived.pressure > heard:
                 heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
@@ -113,11 +119,19 @@ def _wait(work: Work) -> None:
         time.sleep(_POLL_S)
 
 
-def _start_next(comparison: Comparison, work: Work, address: str, view: ComparisonView) -> None:
-    """The first run of the queue becomes an active one; one that cannot be started fails alone."""
+def _start_next(
+    comparison: Comparison, work: Work, address: str, room: Room, arrived: Interrupts, view: ComparisonView
+) -> None:
+    """The first run of the queue becomes an active one, unless the comparison is asked to stop before there is room for
+    it; one that cannot be started fails alone."""
     job = work.waiting.pop(0)
     try:
         bought = job.num_labels
+        if room.joined and not work.active:
+            view.say(f"waiting for resources of the cluster at {address}")
+            if not room.wait_for(job.config, lambda: arrived.pressure > 0):
+                work.waiting.insert(0, job)
+                return
         work.active.append(_start(comparison, job, address))
     except GenalRayError as error:
         _fail(job, error, work, view)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,8 +141,11 @@ def delete_application(name: str) -> None:
         serve.delete(name)
 
 
-def wait_for_cluster(placements: Sequence[Placement], timeout_s: float) -> None:
-    """Wait until the joined cluster has room for every actor; an autoscaling one is made to grow.
+def wait_for_cluster(
+    placements: Sequence[Placement], timeout_s: float, given_up: Callable[[], bool] = lambda: False
+) -> bool:
+    """Wait until the joined cluster has room for every actor; an autoscaling one is made to grow. Returns False when
+    `given_up` says, about once a second, that nobody waits any more.
 
     Raises UserError, with what is wanted and what there is, when that has not happened in `timeout_s` seconds.
     """
@@ -154,12 +157,16 @@ def wait_for_cluster(placements: Sequence[Placement], timeout_s: float) -> None:
         ]
         if not any(bundles):
             continue
-        group = placement_group([bundle for bundle in bundles if bundle])
+        group, deadline = placement_group([bundle for bundle in bundles if bundle]), time.monotonic() + timeout_s
         try:
-            if not group.wait(timeout_seconds=timeout_s):
-                raise UserError(_too_little(placements, timeout_s))
+            while not group.wait(timeout_seconds=1):
+                if given_up():
+                    return False
+                if time.monotonic() >= deadline:
+                    raise UserError(_too_little(placements, timeout_s))
         finally:
             remove_placement_group(group)
+    return True
 
 
 def _too_little(placements: Sequence[Placement], timeout_s: float) -> str:

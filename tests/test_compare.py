@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,8 +22,10 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError
 from cluster import compare, run_queue
 from cluster.comparison import Job, plan
 from cluster.console import ComparisonView
+from cluster.interrupts import Interrupts
 from cluster.machine import GIB, Machine
 from cluster.pulse import Pulse
+from cluster.resources import requirements, totals
 from cluster.room import Room
 from cluster.runtime_env import runtime_env
 from genal_ray.comparison.curves import read_curves
@@ -32,6 +35,9 @@ from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
 
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
+
+
+ROOM = Room(Machine(cores=2, memory=64 * GIB, shared_memory=GIB, disk=GIB), None, None)
 
 
 @pytest.fixture
@@ -121,6 +127,45 @@ def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> 
         plan(str(reviews), ["random"], 1, tmp_path / "out", ["student.epochs=2"])
 
 
+def test_runs_share_a_joined_cluster_while_all_of_them_fit_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has just started has taken nothing yet, and what is free may be another user's soon."""
+    config = job(generator="null").config
+    need = totals(requirements(config)).num_cpus
+    room = Room(Machine(cores=1, memory=GIB, shared_memory=GIB, disk=GIB), None, "head:6379")
+    free = {"CPU": 3 * need}
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 3 * need})
+    monkeypatch.setattr("ray.available_resources", lambda: free)
+    assert room.has(config, [config] * 2)
+    assert not room.has(config, [config] * 3), "nothing of it is taken yet, but it does not hold four"
+    free["CPU"] = 2 * need
+    assert room.has(config, [config], starting=[config])
+    free["CPU"] = need
+    assert room.has(config, [config])
+    assert not room.has(config, [config], starting=[config]), "somebody else has a third of it"
+
+
+@pytest.mark.parametrize(("signals", "waiting", "failed"), [(0, 0, True), (1, 1, False)])
+def test_the_first_run_waits_for_a_joined_cluster_until_it_is_full_or_given_up(
+    signals: int, waiting: int, failed: bool, reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(placements: object, timeout_s: float, given_up: Callable[[], bool]) -> bool:
+        assert timeout_s == 7
+        if given_up():
+            return False
+        raise UserError("the cluster did not have room")
+
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out", ["cluster.resource_wait_s=7"])
+    monkeypatch.setattr("cluster.session.wait_for_cluster", wait)
+    monkeypatch.setattr(run_queue, "write_outputs", lambda *_: None)
+    work, arrived = run_queue.Work(waiting=list(planned.jobs)), Interrupts(grace_s=60)
+    for _ in range(signals):
+        arrived.note(signal.SIGINT)
+    room = Room(Machine(cores=1, memory=GIB, shared_memory=GIB, disk=GIB), None, "head:6379")
+    run_queue._start_next(planned, work, "head:6379", room, arrived, ComparisonView())
+    assert (len(work.waiting), work.active) == (waiting, [])
+    assert work.failures == ({("random", 3): "the cluster did not have room"} if failed else {})
+
+
 def test_the_folder_of_every_run_is_looked_at_before_one_begins(reviews: Path, tmp_path: Path) -> None:
     odd = tmp_path / "out" / "runs" / "random" / "seed-5"
     odd.mkdir(parents=True)
@@ -142,7 +187,7 @@ def test_a_run_that_cannot_be_started_leaves_the_others_alone(
     monkeypatch.setattr(run_queue, "write_outputs", lambda directory, description, failed: written.append({**failed}))
     work = run_queue.Work(waiting=[odd, good])
     for _ in planned.jobs:
-        run_queue._start_next(planned, work, "127.0.0.1:1", ComparisonView())
+        run_queue._start_next(planned, work, "127.0.0.1:1", ROOM, Interrupts(grace_s=60), ComparisonView())
     assert [active.job for active in work.active] == [good]
     assert written == [work.failures]
     assert "remove that folder" in work.failures["random", 3]

@@ -206,7 +206,8 @@ def test_waiting_for_resources_ends_with_the_table() -> None:
     assert time.monotonic() - started < 20
     assert "CPU: 8 in all" in str(caught.value)
     assert "900" in str(caught.value)
-    session.wait_for_cluster(placements[:1], 30)
+    assert session.wait_for_cluster(placements[:1], 30)
+    assert not session.wait_for_cluster(placements, 600, given_up=lambda: True)
 
 
 @pytest.mark.ray
