@@ -104,6 +104,7 @@ def run_all(comparison: Comparison, work: Work, address: str, room: Room, view: 
                 heard = arrived.pressure
                 _ask_to_stop(work, heard, view)
             _wait(work)
+            _free_what_was_lost(work, room)
             for active in list(work.active):
                 _look(comparison, active, work, view)
             view.progress(work.num_labels + sum(active.num_labels for active in work.active), total)
@@ -117,6 +118,15 @@ def _wait(work: Work) -> None:
         ray.wait([active.pulse.asked if active.ended else active.work for active in work.active], timeout=_POLL_S)
     else:  # the run that is to go on is on hold
         time.sleep(_POLL_S)
+
+
+def _free_what_was_lost(work: Work, room: Room) -> None:
+    """What drivers that were lost had reserved in a private cluster, so that those that go on find it. Again and again:
+    the parts of a driver do not die with it at once."""
+    if work.losses and not room.joined:
+        from cluster.session import free_reservations
+
+        free_reservations()
 
 
 def _start_next(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import ray
 from ray.util import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from cluster.leftovers import session_folder
 from cluster.machine import GIB, is_listening
@@ -167,6 +168,23 @@ def wait_for_cluster(
         finally:
             remove_placement_group(group)
     return True
+
+
+def free_reservations() -> None:
+    """Remove the placement groups whose creators are dead, such as those of the students of a driver that died.
+
+    Ray keeps them until the launcher's job ends. Ray Train's own cleaner, which should free them, asks the dashboard,
+    and a private cluster has none.
+    """
+    # The public table of placement groups does not have their creators.
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    for data in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(data)
+        is_there = group.state != PlacementGroupTableData.REMOVED
+        if is_there and group.creator_actor_dead and not group.is_detached:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(group.placement_group_id)))
 
 
 def _too_little(placements: Sequence[Placement], timeout_s: float) -> str:

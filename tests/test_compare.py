@@ -33,6 +33,7 @@ from genal_ray.config import load_config
 from genal_ray.errors import RunError, UserError
 from genal_ray.status import RunStatus, State
 from genal_ray.store import RunDirectory
+from genal_ray.types import RoundReport
 
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
 
@@ -295,6 +296,30 @@ def test_a_run_whose_driver_dies_is_started_again_a_few_times(
     run_queue._look(planned, work.active[0], work, ComparisonView())
     assert (work.waiting, work.active) == ([], [])
     assert "lost 2 times, cluster.max_restarts allows 1" in work.failures["random", 3]
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_a_queue_ends_with_every_run_done_though_a_driver_died(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = RoundReport(round=0, metrics={"al/num_labels": 24, "al/accuracy": 0.5})
+    done = RunStatus(state=State.DONE, round=2, num_rounds=2, num_labels=24, budget=24, reports=(report,), reason="all")
+    drivers = iter([Driver(run=ActorDiedError()), Driver(run=None, status=done), Driver(run=None, status=done)])
+    freed: list[bool] = []
+    monkeypatch.setattr(run_queue, "start_driver", lambda *_: next(drivers))
+    monkeypatch.setattr(run_queue, "wait_s", lambda losses: 0)
+    monkeypatch.setattr("cluster.session.free_reservations", lambda: freed.append(True))
+    planned = plan(str(reviews), ["random"], 2, tmp_path / "out")
+    said: list[str] = []
+    view = ComparisonView()
+    monkeypatch.setattr(view, "say", said.append)
+    room = Room(Machine(cores=2, memory=64 * GIB, shared_memory=GIB, disk=GIB), 1, None)
+    work = run_queue.Work(waiting=list(planned.jobs))
+    run_queue.run_all(planned, work, "127.0.0.1:1", room, view)
+    assert (work.waiting, work.active, work.failures) == ([], [], {})
+    assert "starting again, 1 of 3 times" in said[0]
+    assert [text.split(":")[0] for text in said[1:]] == ["random, seed 3", "random, seed 4"]
+    assert freed, "what the dead driver's student had reserved"
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -210,6 +210,41 @@ def test_waiting_for_resources_ends_with_the_table() -> None:
     assert not session.wait_for_cluster(placements, 600, given_up=lambda: True)
 
 
+class Owner:
+    """Owns an actor, as a driver its student's mailbox, that has reserved a CPU."""
+
+    async def start(self) -> str:
+        class Reserving:
+            async def reserve(self) -> str:
+                group = ray.util.placement_group([{"CPU": 1}])
+                await group.ready()
+                return str(group.id.hex())
+
+        self._owned = ray.remote(Reserving).options(num_cpus=0).remote()
+        reserved: str = await self._owned.reserve.remote()
+        return reserved
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_dead_driver_had_reserved_is_freed_and_nothing_else() -> None:
+    living, dying = (ray.remote(Owner).options(num_cpus=0).remote() for _ in range(2))
+    kept, lost = ray.get([living.start.remote(), dying.start.remote()])
+
+    def state(group: str) -> str:
+        return str(ray.util.placement_group_table()[group]["state"])
+
+    session.free_reservations()
+    assert (state(kept), state(lost)) == ("CREATED", "CREATED")
+    ray.kill(dying)
+    deadline = time.monotonic() + 30
+    while state(lost) != "REMOVED":
+        assert time.monotonic() < deadline, "it is still reserved"
+        time.sleep(0.2)
+        session.free_reservations()
+    assert state(kept) == "CREATED"
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_session")
 def test_the_same_run_twice_on_one_cluster_is_refused() -> None:
