@@ -164,7 +164,9 @@ def _start(comparison: Comparison, job: Job, address: str) -> Active:
 def _look(comparison: Comparison, active: Active, work: Work, view: ComparisonView) -> None:
     """What became of a run, if it is over: its process ends, its curve joins the outputs."""
     import ray
-    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+    from ray.exceptions import RayError, RayTaskError
+
+    from actors.liveness import DIED
 
     job, failed = active.job, True
     try:
@@ -174,7 +176,7 @@ def _look(comparison: Comparison, active: Active, work: Work, view: ComparisonVi
         failed = False
     except RayTaskError as error:
         _fail(job, error.cause, work, view)
-    except (RayActorError, OutOfMemoryError, DriverLost) as error:
+    except (*DIED, DriverLost) as error:
         _start_again(active, error, work, view)
     except RayError as error:
         _fail(job, error, work, view)
