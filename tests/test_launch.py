@@ -234,15 +234,20 @@ def test_what_a_dead_driver_had_reserved_is_freed_and_nothing_else() -> None:
     def state(group: str) -> str:
         return str(ray.util.placement_group_table()[group]["state"])
 
+    def free(group: str) -> None:
+        deadline = time.monotonic() + 30
+        while state(group) != "REMOVED":
+            assert time.monotonic() < deadline, "it is still reserved"
+            time.sleep(0.2)
+            session.free_reservations()
+
     session.free_reservations()
     assert (state(kept), state(lost)) == ("CREATED", "CREATED")
     ray.kill(dying)
-    deadline = time.monotonic() + 30
-    while state(lost) != "REMOVED":
-        assert time.monotonic() < deadline, "it is still reserved"
-        time.sleep(0.2)
-        session.free_reservations()
+    free(lost)
     assert state(kept) == "CREATED"
+    ray.kill(living)
+    free(kept)
 
 
 @pytest.mark.ray
