@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,21 +18,11 @@ from genal_ray.annotation import Annotation
 from genal_ray.annotators import Setting
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.errors import RunError, UserError
-from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
-from genal_ray.llm import Message
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
-from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
-from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies.auggpt import Auggpt
-from genal_ray.strategies.direct import Direct
-from genal_ray.strategies.evokd import Evokd
-from genal_ray.tasks import build_task
-from genal_ray.teaching import Lesson
-from genal_ray.types import Instance, LabeledInstance
 
 ANALYSIS = "the student confuses octopuses with trombones"
 
@@ -315,50 +303,6 @@ def test_no_call_asks_for_nothing_or_for_too_much(
     assert counts == Counter({"hard": 12 * hard_share, "easy": 12 * (1 - hard_share)})
 
 
-def lesson_of(num_labels: int, num_texts: int, *, round: int, budget: int, bought: int = 0) -> Lesson:
-    items = tuple(
-        LabeledInstance(
-            instance=Instance(id=f"r-{i}", text=f"text {i}"),
-            label=i % num_labels,
-            annotator="hidden",
-            round=0 if i < num_texts else 1,
-        )
-        for i in range(num_texts + bought)
-    )
-    labels = Classes(tuple(f"class {i}" for i in range(num_labels)))
-    task = build_task(config_of().task)
-    return Lesson(
-        round=round, budget=budget, task=task, labels=labels, labeled=items, feedback=(), analyses=()
-    )
-
-
-class Listener:
-    """Keeps the last turn of every conversation."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def render(self, template: str, **values: object) -> tuple[Message, ...]:
-        return Prompts().render(f"classification/{template}", **values)
-
-    async def ask(self, purpose: str, messages: Sequence[Message], *rest: Any, **options: Any) -> None:
-        self.heard.append(messages[-1].content)
-
-
-@pytest.mark.parametrize(
-    ("strategy", "pattern"), [(Direct(), r"with the label class \d+, each"), (Auggpt(), r"text \d+")]
-)
-def test_turns_go_on_from_round_to_round(strategy: TeacherStrategy, pattern: str) -> None:
-    """20 classes, or initial texts, and 5 labels a round, of which few were bought."""
-    listener = Listener()
-    for round in range(1, 9):
-        lesson = lesson_of(20, 20, round=round, budget=5, bought=round - 1)
-        asyncio.run(strategy.write(lesson, None, listener))
-    turns = Counter(match[0] for said in listener.heard if (match := re.search(pattern, said)))
-    assert len(turns) == 20
-    assert set(turns.values()) == {2}
-
-
 @pytest.mark.parametrize("labeling", ["merged", "separate"])
 def test_direct_generation_asks_for_every_label_in_turn(
     labeling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -404,23 +348,6 @@ def test_a_teacher_that_writes_nothing_ends_the_run_with_a_reason(
     with serve(behave) as server, pytest.raises(RunError, match="round 3: nothing can be labeled"):
         run_to_end(tmp_path, server, monkeypatch, config_of())
     assert len(ledger(tmp_path)) == 4
-
-
-def test_what_the_student_is_trained_on() -> None:
-    def item(i: int, round: int) -> LabeledInstance:
-        return LabeledInstance(instance=Instance(id=f"s-{i}", text=str(i)), label=0, annotator="llm", round=round)
-
-    labeled = [item(i, i // 4) for i in range(16)]  # rounds 0 to 3
-    ids = lambda strategy: [i.instance.id for i in strategy.training_set(labeled, 3, 0)]  # noqa: E731
-    assert ids(Evokd()) == [f"s-{i}" for i in range(16)]
-    twice = Counter(ids(Evokd(repeats=2)))
-    assert twice == {f"s-{i}": 2 if i >= 12 else 1 for i in range(16)}
-    half = ids(Evokd(review=0.5))
-    assert half[:4] == [f"s-{i}" for i in range(4)]
-    assert half[-4:] == [f"s-{i}" for i in range(12, 16)]
-    assert len(half) == len(set(half)) == 12
-    assert ids(Evokd(review=0.0)) == [f"s-{i}" for i in (*range(4), *range(12, 16))]
-    assert [i.instance.id for i in Evokd(repeats=3).training_set(labeled[:4], 0, 0)] == [f"s-{i}" for i in range(4)]
 
 
 @pytest.mark.parametrize(
