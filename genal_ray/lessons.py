@@ -156,6 +156,7 @@ def _lesson(run: Run, number: int) -> Lesson:
     return Lesson(
         round=number,
         budget=min(run.budget.per_round, run.budget.total - run.pools.num_labels),
+        per_round=run.budget.per_round,
         task=run.parts.task,
         labels=run.corpus.labels,
         labeled=tuple(labeled.values()),

@@ -119,6 +119,7 @@ def _lesson(config: RunConfig, corpus: Corpus, task: Task) -> Lesson:
     return Lesson(
         round=1,
         budget=resolve_budget(config, len(corpus.pool)).per_round,
+        per_round=resolve_budget(config, len(corpus.pool)).per_round,
         task=task,
         labels=corpus.labels,
         labeled=tuple(shown),

@@ -77,6 +77,8 @@ class Lesson:
     round: int
     budget: int
     """Labels that the round may buy."""
+    per_round: int
+    """Labels that every round before might buy; only the last one has fewer."""
     task: Task
     labels: LabelSpace
     labeled: tuple[LabeledInstance, ...]

@@ -83,6 +83,7 @@ def taught(strategy: TeacherStrategy, teacher: Teacher, task: Task, labels: Labe
     lesson = Lesson(
         round=1,
         budget=8,
+        per_round=8,
         task=task,
         labels=labels,
         labeled=tuple(items),

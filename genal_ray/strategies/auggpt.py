@@ -32,7 +32,7 @@ class Auggpt(TeacherStrategy):
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
         initial = [item for item in lesson.labeled if item.round == 0]
-        first = (lesson.round - 1) * lesson.budget
+        first = (lesson.round - 1) * lesson.per_round
         counts = Counter((first + i) % len(initial) for i in range(lesson.budget))
         written = await asyncio.gather(
             *(self._rephrase(lesson, teacher, initial[i], count, i) for i, count in sorted(counts.items()))

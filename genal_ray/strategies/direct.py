@@ -39,12 +39,15 @@ class Direct(TeacherStrategy):
         return self.labeling == "merged"
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        calls = max(math.ceil(lesson.budget / self.texts_per_call), min(lesson.budget, len(lesson.labels.names)))
-        shares, first = spread(lesson.budget, calls), (lesson.round - 1) * calls
+        shares = spread(lesson.budget, self._num_calls(lesson.budget, lesson))
+        first = (lesson.round - 1) * self._num_calls(lesson.per_round, lesson)
         written = await asyncio.gather(
             *(self._write(lesson, teacher, count, first + number) for number, count in enumerate(shares))
         )
         return [draft for drafts in written for draft in drafts]
+
+    def _num_calls(self, budget: int, lesson: Lesson) -> int:
+        return max(math.ceil(budget / self.texts_per_call), min(budget, len(lesson.labels.names)))
 
     async def _write(self, lesson: Lesson, teacher: Teacher, count: int, number: int) -> list[Draft]:
         """The drafts of one reply; `number` counts the replies of the run."""
