@@ -1,12 +1,10 @@
-"""Comparisons: curves, summary, figure and README from run directories, finished or not."""
+"""Comparisons: curves and summary from run directories, finished or not."""
 
 from __future__ import annotations
 
 import csv
-import math
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +14,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from genal_ray.comparison.curves import COLUMNS, Point, read_curve, read_curves, write_curves
-from genal_ray.comparison.figure import _styles, draw, save
-from genal_ray.comparison.outputs import write_outputs
-from genal_ray.comparison.readme import Description, installed_versions, readme, summary_table
-from genal_ray.comparison.runs import points_of, read_run, read_runs, run_path
+from genal_ray.comparison.readme import Description
+from genal_ray.comparison.runs import read_run, read_runs, run_path
 from genal_ray.comparison.summary import area, quality_at, summarise, write_summary
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
-from genal_ray.methods import find_method, method_names
+from genal_ray.methods import find_method
 from genal_ray.store import RunDirectory
 from genal_ray.types import RoundReport
 
@@ -278,134 +274,3 @@ def test_method_without_points_has_a_row_without_figures(tmp_path: Path) -> None
 
 def test_nothing_at_all_has_an_empty_summary() -> None:
     assert summarise([]).methods == ()
-
-
-# figure
-
-
-def test_figure_has_a_panel_per_data_set_and_one_legend() -> None:
-    points = [p for s in (0, 1) for m in ("random", "signal") for p in curve(m, s, [0.5 + s / 10, 0.6])]
-    figure = draw({"SST-2": points, "a $title_": points, "QNLI": points, "AG News": points})
-    assert [axes.get_title() for axes in figure.axes] == ["SST-2", "a $title_", "QNLI", "AG News"]
-    (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["random", "signal"]
-    lines = {line.get_label(): line for line in figure.axes[0].get_lines()}
-    np.testing.assert_allclose(lines["signal"].get_xydata(), [[20, 55], [40, 60]])
-    band = figure.axes[0].collections[1].get_paths()[0].vertices
-    assert band[:, 1].max() == pytest.approx(55 + 10 / math.sqrt(2))
-
-
-def test_unfinished_seeds_leave_the_mean_of_those_that_got_further() -> None:
-    figure = draw({"x": [*curve("signal", 0, [0.5, 0.7]), *curve("signal", 1, [0.6])]})
-    line = next(line for line in figure.axes[0].get_lines() if line.get_label() == "signal")
-    np.testing.assert_allclose(line.get_xydata(), [[20, 55], [40, 70]])
-
-
-def test_every_method_has_its_own_style() -> None:
-    styles = _styles([*method_names(), *(f"own-{i}" for i in range(100))])
-    seen = {(s["color"], s["linestyle"], s["marker"]) for s in styles.values()}
-    assert len(seen) == len(styles)
-
-
-def test_figure_files_are_the_same_for_the_same_points(tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        save(draw({"title": curve("signal", 0, [0.5, 0.6])}), tmp_path / folder)
-    for name in ("figure.png", "figure.svg"):
-        first = (tmp_path / "a" / name).read_bytes()
-        assert len(first) > 1000
-        assert first == (tmp_path / "b" / name).read_bytes()
-
-
-# README
-
-
-def test_readme_says_which_runs_are_not_done_and_how_to_go_on(tmp_path: Path) -> None:
-    make_run(tmp_path, "random", 0, [0.5] * 5)
-    make_run(tmp_path, "random", 1, [0.5] * 2, done=False)
-    make_run(tmp_path, "signal", 0, [0.5] * 3, done=False)
-    runs = read_runs(tmp_path, ["random", "signal"], [0, 1])
-    text = readme(description(), runs, summarise([]), {("signal", 0): "the | driver died\ntraceback"})
-    assert "1 of 4 runs are done" in text
-    assert "| random | 1 | 20 of 50 | interrupted, or still running |" in text
-    assert "| signal | 0 | 30 of 100 | failed: the \\| driver died |" in text
-    assert "| signal | 1 | 0 of ? | not begun |" in text
-    assert "    genal-ray compare demo" in text
-
-
-def test_readme_repeats_the_command_as_a_shell_takes_it(tmp_path: Path) -> None:
-    fill(tmp_path, WHOLE)
-    text = readme(description(), read_runs(tmp_path, ["random", "signal"], [0, 1]), summarise([]))
-    assert "All 4 runs are done." in text
-    assert "    genal-ray compare demo --set 'task.domain=customer messages'\n" in text
-    assert "- with `budget.per_round=10`" in text
-    assert "Go on with them" not in text
-
-
-def test_readme_tables_have_as_many_cells_as_headings(tmp_path: Path) -> None:
-    fill(tmp_path, WHOLE)
-    runs = read_runs(tmp_path, ["random", "signal"], [0, 1])
-    blocks = readme(description(), runs, summarise(points_of(runs))).split("\n\n")
-    tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert len(tables) == 3
-    for table in tables:
-        assert len({line.count(" | ") for line in table}) == 1
-
-
-def test_versions_name_python_and_the_numeric_libraries() -> None:
-    assert {"python", "torch", "ray"} <= set(installed_versions())
-
-
-# the directory as a whole
-
-
-def test_outputs_do_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
-    for name, order in (("a", WHOLE), ("b", WHOLE[::-1])):
-        fill(tmp_path / name, order)
-        write_outputs(tmp_path / name, description())
-    for name in ("summary.csv", "figure.png", "figure.svg", "README.md"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
-    rows = [
-        [tuple(getattr(p, column) for column in COLUMNS if column != "seconds") for p in points]
-        for points in (read_curves(tmp_path / folder / "curves.csv") for folder in ("a", "b"))
-    ]
-    assert rows[0] == rows[1]
-    assert len(rows[0]) == 2 * 5 + 2 * 10
-
-
-def test_outputs_of_a_begun_comparison_show_all_rounds_and_count_finished_runs(tmp_path: Path) -> None:
-    fill(tmp_path, WHOLE[:3])
-    make_run(tmp_path, "signal", 1, [0.5, 0.55], done=False)
-    summary = write_outputs(tmp_path, description())
-    assert [method.num_seeds for method in summary.methods] == [2, 1]
-    assert summary.end == 1.0
-    assert len(read_curves(tmp_path / "curves.csv")) == 2 * 5 + 10 + 2
-
-
-def test_outputs_of_a_comparison_that_has_not_begun(tmp_path: Path) -> None:
-    write_outputs(tmp_path, description())
-    assert read_curves(tmp_path / "curves.csv") == []
-    assert "0 of 4 runs are done" in (tmp_path / "README.md").read_text()
-
-
-def test_taggers_are_compared_by_entity_f1_and_teachers_by_their_tokens(tmp_path: Path) -> None:
-    points = [
-        replace(point, entity_f1=point.accuracy / 2, llm_tokens=1500 * i)
-        for seed in (0, 1)
-        for i, point in enumerate(curve("evokd", seed, [0.4, 0.5, 0.6]))
-    ]
-    write_curves(tmp_path / "curves.csv", points)
-    assert read_curves(tmp_path / "curves.csv") == points
-    summary = summarise(points)
-    assert summary.measure == "entity F1"
-    tokens = summary.methods[0].tokens_per_point
-    assert tokens is not None
-    assert (tokens.mean, tokens.std, tokens.num_seeds) == (pytest.approx(300), pytest.approx(0, abs=1e-9), 2)
-    write_summary(tmp_path / "summary.csv", summary)
-    with (tmp_path / "summary.csv").open(newline="") as file:
-        (row,) = csv.DictReader(file)
-    assert float(row["tokens_per_point_mean"]) == pytest.approx(300)
-    assert "entity_f1_50_mean" in row
-    assert "entity F1 at 50%" in summary_table(summary)
-    assert "tokens per point" in summary_table(summary)
-    assert draw({"panel": points}).axes[0].get_ylabel() == "entity F1, %"
