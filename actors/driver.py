@@ -192,7 +192,7 @@ class Driver:
             folder=build_task(self._config.task).folder,
             seed=self._config.seed,
             llm=llm,
-            probed=any("label/probe_score" in report.metrics for report in self._store.reports()),
+            probed=any("label/num_probes" in report.metrics for report in self._store.reports()),
             max_error_rate=self._config.guards.max_error_rate,
         )
         labelers: dict[Origin, tuple[str, Labeler]] = {}

@@ -95,7 +95,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> RunConfig:
-        if isinstance(self.selector, Batchwise) and self.selection.mix != "score":
+        if self.writes and isinstance(self.selector, Batchwise) and self.selection.mix != "score":
             raise InvalidValues(
                 Problem(
                     ("selection", "mix"),
@@ -140,7 +140,7 @@ class RunConfig(Section):
                 message = "must be none with llm.backend generator: a policy that learns would not label as before"
                 raise InvalidValues(Problem(("learner", "name"), message))
         labels_itself = isinstance(self.strategy, TeacherStrategy) and self.strategy.labels_itself
-        if self.writes and self.annotators.synthetic is None and not labels_itself:
+        if self.labels_synthetic and self.annotators.synthetic is None and not labels_itself:
             raise InvalidValues(
                 Problem(
                     ("annotators", "synthetic"),
@@ -264,9 +264,13 @@ class RunConfig(Section):
         return self.writes and self.strategy.labels_synthetic
 
     @property
+    def functions(self) -> list[Acquisition]:
+        """What chooses instances, and what rewards the generator where it learns."""
+        return [self.selector, *([self.reward_function] if self.learns else [])]
+
+    @property
     def uses_models_for_scoring(self) -> bool:
-        functions = [self.selector, *([self.reward_function] if self.learns else [])]
-        asked = any(f.needs.student or f.needs.pretrained for f in functions)
+        asked = any(f.needs.student or f.needs.pretrained for f in self.functions)
         return asked or self.observes or self.data.initial_method == "kmeans"
 
     def fingerprint(self) -> str:

@@ -44,7 +44,8 @@ class Vote:
     label: Label | None
     """None when they do not agree."""
     agreement: float
-    """Share of the samples that say so; of entities, the mean over those that any sample named."""
+    """Share of the samples that say so; of entities, the mean over those that any sample named, of the samples that
+    say what the vote decides of it, or where it decides nothing what most say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,7 @@ class Classes(LabelSpace):
             return Vote(label=None, agreement=0.0)
         label, number = ranked[0]
         tied = len(ranked) == 2 and ranked[1][1] == number
-        decided = not tied and number >= min_agreement * num_samples
+        decided = not tied and number >= _needed(min_agreement, num_samples)
         return Vote(label=label if decided else None, agreement=number / num_samples)
 
     def predict(self, probs: FloatArray) -> Prediction:
@@ -246,15 +247,20 @@ class EntityLabels(LabelSpace):
         """The entities that more than half of the samples name, `min_agreement` of them at least. There is no label
         when fewer are known not to name another one; an answer that is missing is on neither side."""
         read = [_tags(answer) for answer in answers if answer is not None]
-        needed = max(min_agreement * num_samples, num_samples / 2)
+        needed = max(_needed(min_agreement, num_samples), num_samples / 2)
         if not read or len(read) < needed:
             return Vote(label=None, agreement=0.0)
         votes = Counter(span for tags in read for span in spans_of(tags))
         kept = [span for span, number in votes.items() if number >= needed and 2 * number > num_samples]
         disputed = any(len(read) - number < needed for span, number in votes.items() if span not in kept)
-        shares = [number / num_samples for number in votes.values()] or [len(read) / num_samples]
-        agreement = float(np.mean(shares))
+        sides = [max(number, len(read) - number) for number in votes.values()] or [len(read)]
+        agreement = float(np.mean(sides)) / num_samples
         return Vote(label=None if disputed else tags_of(kept, len(read[0])), agreement=agreement)
+
+
+def _needed(min_agreement: float, num_samples: int) -> float:
+    """Samples that have to agree; 14 of 25 are a share of 0.56, though 0.56 * 25 is a little more than 14."""
+    return min_agreement * num_samples - 1e-9
 
 
 def _tags(label: Label) -> tuple[int, ...]:

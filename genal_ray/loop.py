@@ -136,12 +136,20 @@ def _reason_to_end(run: Run, *, num_rounds: int) -> str | None:
         return f"the budget of {run.budget.total} labels is spent"
     real_left = any(instance.origin == "real" for instance in run.pools.unlabeled)
     if not real_left and not run.config.labels_synthetic:
-        left = len(run.pools.set_aside)
-        return f"every instance of the pool is labeled{f' but {left} that failed' if left else ''}"
+        return _exhausted(run)
     most = run.config.budget.max_rounds
     if most is not None and num_rounds >= most:
         return f"{run.pools.num_labels} of {run.budget.total} labels after {most} rounds (budget.max_rounds)"
     return stopping.reason(run.config.stopping, run.store.reports())
+
+
+def _exhausted(run: Run) -> str:
+    pool = {instance.id for instance in run.pools.real}
+    failed = len(pool & run.pools.set_aside)
+    passed = len(pool) - failed - sum(item.instance.origin == "real" for item in run.pools.labeled)
+    left = {"that failed": failed, "that the annotator passed on": passed}
+    exceptions = " and ".join(f"{number} {why}" for why, number in left.items() if number)
+    return f"every instance of the pool is labeled{f' but {exceptions}' if exceptions else ''}"
 
 
 async def run_initial_round(run: Run) -> StudentFit:

@@ -89,6 +89,16 @@ def check_student(config: StudentConfig, encoding: str, *, tags_words: bool = Fa
         )
 
 
+def check_dropout(config: StudentConfig) -> None:
+    """Raise UserError when `student.model` has no dropout, by whose passes a function of uncertainty is to tell."""
+    settings = _config(config, "student").to_dict()
+    if not any(isinstance(value, int | float) and value > 0 for key, value in settings.items() if "drop" in key):
+        raise UserError(
+            f"student.model {config.model} has no dropout (its config.json), so that all passes of bald would be the "
+            "same and every score 0: name another student, or another acquisition such as entropy"
+        )
+
+
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet")
 """Architectures whose first position has the number of the padding token plus one."""
 

@@ -15,7 +15,7 @@ from genal_ray.config import LLMConfig, RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.files import check_writable
-from genal_ray.model_checks import check_generator, check_student
+from genal_ray.model_checks import check_dropout, check_generator, check_student
 from genal_ray.prompt_preview import conversations_of
 from genal_ray.resume import check_state
 from genal_ray.store import RunDirectory
@@ -49,6 +49,8 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     task = build_task(config.task)
     budget = resolve_budget(config, len(corpus.pool))
     check_student(config.student, config.scorer.encoding, tags_words=task.tags_words)
+    if any(function.needs.dropout_passes for function in config.functions):
+        check_dropout(config.student)
     if config.generator is not None:
         strategy = config.strategy
         named = corpus.label_names if isinstance(strategy, PolicyStrategy) and strategy.names_labels else ()
@@ -61,8 +63,18 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
             _check_endpoint(config.llm)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
+        _check_knows_written(config)
         config.annotators.synthetic.check(corpus)
     return Preflight(corpus=corpus, task=task, budget=budget, notes=tuple(_notes(config, corpus, budget)))
+
+
+def _check_knows_written(config: RunConfig) -> None:
+    annotator = config.annotators.synthetic
+    if config.labels_synthetic and annotator is not None and not annotator.knows_written:
+        raise UserError(
+            f"annotators.synthetic is {annotator.name}, which knows the labels of the data set's own texts and of none "
+            "that is written: name llm, or train a classifier for it with `genal-ray train-annotator`"
+        )
 
 
 def _check_endpoint(config: LLMConfig) -> None:

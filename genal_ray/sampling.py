@@ -1,7 +1,7 @@
 """Which rows become the pool, the initial labeled set and the evaluation set: by seed, and by nothing else.
 
 Every choice has a random generator of its own, and takes the first n of a permutation: a larger pool holds the
-smaller one of the same seed, and changing one size leaves the other choices alone.
+smaller one of the same seed. The initial set is drawn from the pool, so that another pool has another one.
 """
 
 from __future__ import annotations

@@ -56,8 +56,18 @@ def is_stuck(reports: Sequence[RoundReport]) -> bool:
 
 
 def reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:
-    """Why a run with these committed rounds, oldest first, ends here; None when it goes on."""
-    return _accuracy_reason(config, reports) or _predictions_reason(config, reports)
+    """Why a run with these committed rounds, oldest first, ends here; None when it goes on.
+
+    Rounds that bought no label tell nothing: their student learned from what the one before had learned from.
+    """
+    telling = _that_bought(reports)
+    return _accuracy_reason(config, telling) or _predictions_reason(config, telling)
+
+
+def _that_bought(reports: Sequence[RoundReport]) -> list[RoundReport]:
+    """The rounds that bought labels."""
+    counts = [0.0, *(report.metrics["al/num_labels"] for report in reports)]
+    return [report for report, (before, after) in zip(reports, pairwise(counts), strict=True) if after > before]
 
 
 def _accuracy_reason(config: StoppingConfig, reports: Sequence[RoundReport]) -> str | None:

@@ -207,6 +207,8 @@ class CountingLabeler:
     accuracy: float | None = None
     broken: Container[str] = ()
     """Ids on which it fails, and with them the call."""
+    undecided: Container[str] = ()
+    """Ids on which it passes."""
 
     def __init__(self, calls: Calls, paid: Counter[str]) -> None:
         self.calls = calls
@@ -220,7 +222,7 @@ class CountingLabeler:
             self.refused.update(instance.id for instance in instances if len(instances) == 1)
             raise ValueError("no words")
         self.paid.update(instance.id for instance in instances)
-        return [len(instance.text) % 2 for instance in instances]
+        return [None if instance.id in self.undecided else len(instance.text) % 2 for instance in instances]
 
 
 class RecordingObserver(Observer):

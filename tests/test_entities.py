@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from genal_ray.entities import Span, locate, spans_of, split_words, tag_names, tags_of, words_of
 from genal_ray.evaluation import entity_metrics
-from genal_ray.labels import MAX_ENTITY_CHARACTERS, EntityLabels
+from genal_ray.labels import MAX_ENTITY_CHARACTERS, Classes, EntityLabels
 
 TYPES = ("person", "location", "group")
 
@@ -185,7 +185,10 @@ def test_entities_are_voted_on_one_by_one() -> None:
     answers = [tags_of(spans, 4) for spans in ([anna, place], [anna, place], [anna, group])]
     vote = labels.vote(answers, 3, 0.5)
     assert vote.label == tags_of([anna, place], 4)
-    assert vote.agreement == pytest.approx((3 + 2 + 1) / 9)
+    assert vote.agreement == pytest.approx((3 + 2 + 2) / 9), "two of three say that there is no group"
+    nothing = labels.vote([tags_of([], 4), tags_of([], 4), tags_of([place], 4)], 3, 0.5)
+    assert nothing.label == tags_of([], 4)
+    assert nothing.agreement == pytest.approx(2 / 3)
     assert labels.vote(answers, 3, 1.0).label is None, "two of three name a place: that is in dispute"
     assert labels.vote([answers[0]] * 3, 3, 1.0).label == answers[0]
     assert labels.vote(answers[:1], 3, 0.5).label is None, "two of three replies could not be read"
@@ -194,6 +197,18 @@ def test_entities_are_voted_on_one_by_one() -> None:
     assert labels.vote([tags_of([], 4)] * 2, 4, 0.5).agreement == 0.5
     assert labels.vote([tags_of([], 4)], 1, 0.5).label == (0, 0, 0, 0)
     assert labels.vote([answers[0], answers[2]], 2, 0.5).label == tags_of([anna], 4)
+
+
+@pytest.mark.parametrize(("number", "samples"), [(14, 25), (7, 25), (28, 50), (55, 100)])
+def test_an_exact_share_of_the_samples_is_enough(number: int, samples: int) -> None:
+    """0.56 * 25 is 14.000000000000002."""
+    share = number / samples
+    votes = [0] * number + list(range(1, samples - number + 1))
+    assert Classes(tuple(map(str, range(samples)))).vote(votes, samples, share).label == 0
+    assert Classes(tuple(map(str, range(samples)))).vote(votes, samples, share + 0.01).label is None
+    if 2 * number > samples:
+        told = [tags_of([Span(0, 1, 0)], 1)] * number
+        assert EntityLabels(TYPES).vote(told, samples, share).label == told[0]
 
 
 def test_a_label_is_carried_to_other_words_as_written_only() -> None:

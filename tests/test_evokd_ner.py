@@ -196,7 +196,8 @@ def test_probes_measure_the_labeler(
     options = {"probes": 2, "samples": samples}
     rounds, _ = run_to_end(tmp_path, Teacher(), monkeypatch, {"name": "evokd"}, **options)
     assert rounds[1]["label/probe_score"] == pytest.approx(2 * 2 / (6 + 4))
-    assert "label/probe_score" not in rounds[2]
+    assert rounds[1]["label/num_probes"] == 2
+    assert not {"label/probe_score", "label/num_probes"} & set(rounds[2])
 
 
 def test_abstention_is_for_classes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from genal_ray.acquisition import Batchwise
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
 from genal_ray.methods import Method, find_method, method_names, parse_method
@@ -27,6 +28,19 @@ def test_method_is_a_configuration_of_the_demo(name: str) -> None:
     if name != "best-of-n" and config.generator is not None:
         assert config.strategy.candidates_per_label == 2.0  # type: ignore[attr-defined]  # the preset's own
     assert config.writes == (config.annotators.synthetic is not None)
+
+
+@pytest.mark.parametrize("name", ["bertkm", "bertkm-finetuned", "badge", "coreset", "asal"])
+def test_what_chooses_whole_batches_goes_with_any_mix_of_the_base(name: str) -> None:
+    """The mix is of the generative methods that it is compared with."""
+    config = load_config("demo", ["selection.mix=adaptive", *find_method(name).overrides])
+    assert isinstance(config.selector, Batchwise)
+
+
+def test_asal_needs_nobody_to_label_what_is_written() -> None:
+    config = load_config("demo", ["annotators.synthetic=null", *find_method("asal").overrides])
+    assert config.writes
+    assert not config.labels_synthetic
 
 
 def test_methods_differ() -> None:

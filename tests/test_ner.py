@@ -130,6 +130,17 @@ def test_words_beyond_the_longest_text_are_outside(encoder: Path) -> None:
     assert TagTargets(tokens, [(1,) * 9], CPU).count(np.arange(1)) == 4
 
 
+def test_words_that_were_not_read_do_not_make_a_text_look_certain(encoder: Path) -> None:
+    base = Pretrained.load(student_config(encoder), SPACE, CPU)
+    model = TaggerModel(base.reset(0).eval(), base.tokenizer, max_length=6)
+    of_length = [" ".join(["great"] * number) for number in (4, 9, 40)]
+    words = model.predict(of_length).words
+    assert words is not None
+    for figures in (words.mean_entropy, words.max_entropy, words.mean_log_prob):
+        np.testing.assert_allclose(figures, figures[0], rtol=1e-5)
+        assert figures[0] != 0
+
+
 def test_token_functions_are_their_definitions() -> None:
     rng = np.random.default_rng(0)
     probs = [rng.dirichlet(np.ones(5), size=n).astype(np.float32) for n in (1, 4, 9, 30)]

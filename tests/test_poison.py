@@ -30,6 +30,7 @@ class Trial:
     folder: Path
     poisoned: Container[str] = ()
     broken: Container[str] = ()
+    undecided: Container[str] = ()
     changes: dict[str, Any] = field(default_factory=dict)
     calls: Calls = field(default_factory=Calls)
     paid: Counter[str] = field(default_factory=Counter)
@@ -39,7 +40,7 @@ class Trial:
     def run(self, crash_at: str | None = None) -> Trial:
         self.calls.crash_at = crash_at
         self.labeler = CountingLabeler(self.calls, self.paid)
-        self.labeler.broken = self.broken
+        self.labeler.broken, self.labeler.undecided = self.broken, self.undecided
         run = make_run(self.folder, make_config(**self.changes), self.calls, self.paid, labeler=self.labeler)
         scorer, self.learner = run.parts.scorer, run.parts.learner
         assert isinstance(scorer, FakeScorer)
@@ -182,6 +183,13 @@ def test_an_annotator_that_fails_on_one_text_costs_no_other_answer(tmp_path: Pat
     assert trial.rows[-1]["al/num_labels"] == 30
     assert "round 1: 1 of 5 texts got no answer from their annotator: " + first + " (no words)" in trial.notes
     assert trial.found_wrong() == ()
+
+
+def test_the_end_tells_failures_from_texts_that_annotators_pass_on(tmp_path: Path) -> None:
+    changes = {"generator": None, "annotators": {}, "budget": {"per_round": 8, "total": 1.0}}
+    trial = Trial(tmp_path / "run", poisoned=("r-000011",), undecided={"r-000007", "r-000012"}, changes=changes).run()
+    left = "1 that failed and 2 that the annotator passed on"
+    assert trial.outcome == f"every instance of the pool is labeled but {left}"
 
 
 def test_a_text_that_annotators_always_fail_on_is_asked_about_in_two_rounds(tmp_path: Path) -> None:

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_students import make_encoder
 
 from genal_ray import preflight
+from genal_ray.annotators.hidden import Hidden
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import UserError
+from genal_ray.methods import find_method
 from genal_ray.model_checks import check_student
 from genal_ray.store import RunDirectory
 
 
 @pytest.fixture
-def demo(tiny_lm: Path) -> Callable[..., RunConfig]:
-    """The bundled example over a random generator, with settings on top."""
+def demo(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """The bundled example over a random generator, with settings on top; the annotator is one for any data."""
+    monkeypatch.setattr(Hidden, "knows_written", True)
 
     def configure(*settings: str) -> RunConfig:
         return load_config(
@@ -64,6 +68,28 @@ def test_good_configuration_passes(demo: Callable[..., RunConfig], tmp_path: Pat
 
 def test_bundled_example_passes_as_it_ships(tmp_path: Path) -> None:
     preflight.check(load_config("demo"), output_dir=tmp_path / "run")
+
+
+def test_hidden_labels_of_written_texts_are_refused(tmp_path: Path) -> None:
+    config = load_config("demo", ["annotators.synthetic=hidden"])
+    with pytest.raises(UserError, match=r"annotators\.synthetic is hidden, which knows .* name llm, or train"):
+        preflight.check(config, output_dir=tmp_path / "run")
+    only_real = load_config("demo", ["annotators.synthetic=hidden", *find_method("asal").overrides])
+    preflight.check(only_real, output_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("setting", ["acquisition=bald", "strategy.name=bgadl", "reward.acquisition=bald"])
+def test_passes_with_dropout_need_a_student_that_has_some(
+    setting: str, demo: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    for dropout in (0.0, 0.1):
+        student = make_encoder(tmp_path / f"encoder-{dropout}", dropout=dropout)
+        config = demo(f"student.model={student}", "student.max_length=64", setting)
+        if dropout:
+            preflight.check(config, output_dir=tmp_path / "run")
+        else:
+            with pytest.raises(UserError, match=r"encoder-0\.0 has no dropout .* every score 0: name another student"):
+                preflight.check(config, output_dir=tmp_path / "run")
 
 
 def test_notes_tell_what_was_left_out(demo: Callable[..., RunConfig], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def config(**sections: dict[str, Any]) -> StoppingConfig:
 
 
 def reports(metric: str, *values: float) -> list[RoundReport]:
-    return [RoundReport(round=n, metrics={metric: value}) for n, value in enumerate(values)]
+    return [RoundReport(round=n, metrics={metric: value, "al/num_labels": n + 1}) for n, value in enumerate(values)]
 
 
 def stops_after(settings: StoppingConfig, metric: str, *values: float) -> int | None:
@@ -57,9 +57,25 @@ def test_predictions_are_stable_when_the_mean_agreement_of_a_window_is_high() ->
     assert stops_after(settings, "al/agreement", 0.99, 0.99) is None
     assert stops_after(settings, "al/agreement", 0.9, 0.985, 0.99, 1.0) == 3
     assert stops_after(settings, "al/agreement", 1.0, 1.0, 0.9, 1.0, 1.0, 1.0) == 5
-    first = [RoundReport(round=0, metrics={"al/accuracy": 0.5}), *reports("al/agreement", 1.0, 1.0)]
+    initial = RoundReport(round=0, metrics={"al/accuracy": 0.5, "al/num_labels": 0.5})
+    first = [initial, *reports("al/agreement", 1.0, 1.0)]
     assert reason(settings, first) is None, "the initial round has no student before it"
     assert "mean kappa of 0.9967 over 3 rounds" in str(reason(settings, reports("al/agreement", 0.99, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "metric"),
+    [({"predictions": {"patience": 2}}, "al/agreement"), ({"accuracy": {"patience": 2}}, "al/accuracy")],
+)
+def test_rounds_that_bought_no_label_say_nothing(settings: dict[str, Any], metric: str) -> None:
+    """Their students differ by the seed alone."""
+    counts = (20, 50, 50, 50, 80, 110)
+    told = [
+        RoundReport(round=n, metrics={metric: value, "al/num_labels": count})
+        for n, (value, count) in enumerate(zip((0.99, 0.6, 0.995, 0.995, 0.99, 0.99), counts, strict=True))
+    ]
+    ends = [n for n in range(len(told)) if reason(config(**settings), told[: n + 1])]
+    assert ends == ([5] if metric == "al/agreement" else [4, 5])
 
 
 def test_agreement_is_kappa_and_zero_for_students_that_predict_one_label() -> None:

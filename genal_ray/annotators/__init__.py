@@ -73,6 +73,9 @@ class Annotator(Plugin):
     asks_llm: ClassVar[bool] = False
     """Whether it needs the chat model of the section `llm`."""
 
+    knows_written: ClassVar[bool] = True
+    """Whether it can label texts that are not of the data set."""
+
     @abstractmethod
     def check(self, corpus: Corpus) -> None:
         """Raise UserError, cheaply and before anything starts, when it cannot label this corpus."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.types import Instance, Label
@@ -26,6 +26,7 @@ class Hidden(Annotator):
     """Reveals the data set's own labels; knows real instances only."""
 
     name: str = "hidden"
+    knows_written: ClassVar[bool] = False
 
     def check(self, corpus: Corpus) -> None:
         """Every pool instance has its label by construction of the corpus."""

@@ -135,13 +135,18 @@ class _Audit:
 
     agreements: list[float] = field(default_factory=list)
     entities: Counter[str] = field(default_factory=Counter)
+    num_probes: int | None = None
     probe_score: float | None = None
 
     def figures(self) -> dict[str, float]:
         found = {f"label/num_{name}": float(number) for name, number in sorted(self.entities.items())}
         if self.agreements:
             found["label/agreement"] = float(np.mean(self.agreements))
-        return found if self.probe_score is None else {**found, "label/probe_score": self.probe_score}
+        if self.num_probes is not None:
+            found["label/num_probes"] = float(self.num_probes)
+        if self.probe_score is not None:
+            found["label/probe_score"] = self.probe_score
+        return found
 
 
 @dataclass(slots=True, kw_only=True)
@@ -169,8 +174,8 @@ class LLMLabeler:
         if self.probes:
             votes, _ = await self._votes([probe.instance for probe in self.probes])
             pairs = [(v.label, probe.label) for v, probe in zip(votes, self.probes, strict=True) if v.label is not None]
-            score = self.labels.agreement([a for a, _ in pairs], [b for _, b in pairs]) if pairs else 0.0
-            self._audit, self.probes = _Audit(probe_score=score), ()
+            score = self.labels.agreement([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
+            self._audit, self.probes = _Audit(probe_score=score, num_probes=len(pairs)), ()
         votes, lost = await self._votes(instances)
         answers = [
             Failed(lost[instance.id]) if vote.label is None and instance.id in lost else vote.label
@@ -183,7 +188,8 @@ class LLMLabeler:
     def audit(self) -> dict[str, float]:
         """`label/agreement`: mean share of a text's samples that say what the vote decides. Of entities
         `label/num_entities`, those named, `label/num_missing` and `label/num_overlapping` among them, which were
-        rejected. `label/probe_score`, once: share of the probes labeled rightly, or entity F1."""
+        rejected. Once, `label/num_probes`, those that it gave a label, and of these `label/probe_score`, the share that
+        is right, or entity F1."""
         figures, self._audit = self._audit.figures(), _Audit()
         return figures
 
