@@ -48,12 +48,14 @@ class PolicyModel(nn.Module):
         nn.init.zeros_(self.value_head.bias)
 
     def forward(
-        self, tokens: Tensor, row: Tensor, column: Tensor, with_entropy: bool, train_trunk: bool
+        self, tokens: Tensor, row: Tensor, column: Tensor, most_tokens: int, with_entropy: bool, train_trunk: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability at the sampling temperature, value of the state before, and entropy (nats) of each
         response token; float32 [T] each, entropy empty unless asked for.
 
-        tokens: int64 [b, L], padded on the right. row, column: int64 [T], where the response tokens are.
+        tokens: int64 [b, L], padded on the right. row, column: int64 [T], where the response tokens are. most_tokens:
+        the largest T of all workers, by which they cut their logits into the same number of chunks: ZeRO 3 gathers
+        the head for each chunk from all of them.
         With train_trunk false the gradient that reaches the trunk is exactly zero.
         """
         model = causal_lm(self.lm)
@@ -62,18 +64,18 @@ class PolicyModel(nn.Module):
             hidden = states[row, column - 1]
             if not train_trunk:  # a zero gradient instead of none: ZeRO waits for a gradient of every parameter
                 hidden = hidden.detach() + 0.0 * hidden
-            logprobs, entropy = self._score(hidden, tokens[row, column], with_entropy)
+            num_chunks = -(-most_tokens // max(1, self.logits_at_once // self.vocabulary))
+            logprobs, entropy = self._score(hidden, tokens[row, column], num_chunks, with_entropy)
         values = self.value_head(hidden.float()).squeeze(-1)
         return logprobs, values, entropy
 
-    def _score(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        size = max(1, self.logits_at_once // self.vocabulary)
-        if len(targets) <= size:
+    def _score(
+        self, hidden: Tensor, targets: Tensor, num_chunks: int, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        if num_chunks == 1:
             return self._score_chunk(hidden, targets, with_entropy)
-        parts = [
-            checkpoint(self._score_chunk, h, t, with_entropy, use_reentrant=False)
-            for h, t in zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-        ]
+        chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
+        parts = [checkpoint(self._score_chunk, h, t, with_entropy, use_reentrant=False) for h, t in chunks]
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _score_chunk(self, hidden: Tensor, targets: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
@@ -217,20 +219,41 @@ def _check_head(lm: Any, name: str) -> None:
 def _add_lora(lm: Any, lora: LoraConfig) -> Any:
     import peft
 
+    try:
+        adapted = peft.get_peft_model(lm, lora_config(lora))
+    except ValueError as error:
+        raise UserError(
+            f"learner.lora.target_modules {lora.target_modules!r} does not fit the model: {error}"
+        ) from error
+    check_tied_weights(adapted, "learner.lora.target_modules")
+    return adapted
+
+
+def lora_config(lora: LoraConfig) -> Any:
+    """As PEFT takes it."""
+    import peft
+
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    config = peft.LoraConfig(
+    return peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=modules,
         task_type="CAUSAL_LM",
     )
-    try:
-        return peft.get_peft_model(lm, config)
-    except ValueError as error:
+
+
+def check_tied_weights(adapted: Any, key: str) -> None:
+    """Raise UserError when one of two layers that share their weights has an adapter: merged, it would change both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    lm = causal_lm(adapted)
+    ends = lm.get_input_embeddings(), lm.get_output_embeddings()
+    if ends[0].weight is ends[1].weight and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise UserError(
-            f"learner.lora.target_modules {lora.target_modules!r} does not fit the model: {error}"
-        ) from error
+            f"{key} names the input embeddings or the output layer, which share their weights in this model: an "
+            "adapter of one would change the other when it is merged; leave both out (all-linear does)"
+        )
 
 
 def policy_parameters(policy: PolicyModel) -> Iterator[tuple[str, nn.Parameter, Any]]:

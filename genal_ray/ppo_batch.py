@@ -61,6 +61,8 @@ class MicroBatch:
     """int64 [T], column in the batch's [n, R] arrays."""
     weight: float
     """1, or 0 for a pass that only keeps this worker in step with the others."""
+    most_tokens: int
+    """The largest T of all workers in this pass."""
 
     def pick(self, array: Tensor) -> Tensor:
         """[n, R] -> [T]"""
@@ -110,14 +112,16 @@ def micro_batches(
     sequence left gets passes of weight 0.
     """
     by_length = rows[np.argsort(-batch.lengths[rows], kind="stable")]
-    own = by_length[rank::world_size]
     num_passes = -(-len(by_length) // (world_size * size))
     shortest = by_length[-1:]
-    for share in np.array_split(own, num_passes):
-        yield _collate(batch, share, 1.0) if len(share) else _collate(batch, shortest, 0.0)
+    shares = [np.array_split(by_length[worker::world_size], num_passes) for worker in range(world_size)]
+    for of_workers in zip(*shares, strict=True):
+        filled = [share if len(share) else shortest for share in of_workers]
+        most_tokens = max(int(batch.num_response[share].sum()) for share in filled)
+        yield _collate(batch, filled[rank], 1.0 if len(of_workers[rank]) else 0.0, most_tokens)
 
 
-def _collate(batch: RolloutBatch, rows: IntArray, weight: float) -> MicroBatch:
+def _collate(batch: RolloutBatch, rows: IntArray, weight: float, most_tokens: int) -> MicroBatch:
     device = batch.mask.device
     tokens = np.zeros((len(rows), int(batch.lengths[rows].max())), dtype=np.int64)
     for i, row in enumerate(rows):
@@ -132,4 +136,5 @@ def _collate(batch: RolloutBatch, rows: IntArray, weight: float) -> MicroBatch:
         sequence=torch.from_numpy(np.repeat(rows, num_response)).to(device),
         position=torch.from_numpy(position).to(device),
         weight=weight,
+        most_tokens=most_tokens,
     )

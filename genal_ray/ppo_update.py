@@ -218,7 +218,9 @@ def _sweep(
     for micro in micro_batches(
         batch, everything, size=config.micro_batch_size, rank=workers.rank, world_size=workers.size
     ):
-        logprobs, values, entropy = model(micro.tokens, micro.row, micro.column, with_entropy, True)
+        logprobs, values, entropy = model(
+            micro.tokens, micro.row, micro.column, micro.most_tokens, with_entropy, True
+        )
         if micro.weight:
             found[0, micro.sequence, micro.position] = logprobs
             found[1, micro.sequence, micro.position] = values
@@ -239,7 +241,9 @@ def _loss(
 ) -> Tensor:
     """Weighted sum of the losses of the pass's response tokens."""
     with_entropy = config.entropy_coefficient > 0 and train_trunk
-    logprobs, values, entropy = engine(micro.tokens, micro.row, micro.column, with_entropy, train_trunk)
+    logprobs, values, entropy = engine(
+        micro.tokens, micro.row, micro.column, micro.most_tokens, with_entropy, train_trunk
+    )
     old, weights = micro.pick(experience.logprobs), micro.pick(experience.weights)
     policy_loss, clipped = ppo.policy_losses(logprobs, old, micro.pick(experience.advantages), config.clip_range)
     policy_loss = (policy_loss * micro.pick(experience.importance) * weights).sum()

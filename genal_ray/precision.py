@@ -23,5 +23,5 @@ def resolve_dtype(precision: Precision, device: torch.device | str) -> torch.dty
     if precision != "auto":
         return getattr(torch, precision)  # type: ignore[no-any-return]
     if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if cpu_has_bf16() else torch.float32

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from genal_ray.config import LoraConfig, RunConfig, WarmupConfig
+from genal_ray.config import RunConfig, WarmupConfig
 from genal_ray.errors import RunError, UserError
 from genal_ray.files import remove, sync_tree, write_json, writing
 from genal_ray.interfaces import Progress
@@ -270,13 +270,15 @@ def _trainer(
         report_to="none",
         disable_tqdm=True,
     )
+    from genal_ray.policy_model import check_tied_weights, lora_config
+
     try:
         trainer = SFTTrainer(
             model=lm,
             args=arguments,
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
-            peft_config=None if settings.lora is None else _adapters(settings.lora),
+            peft_config=None if settings.lora is None else lora_config(settings.lora),
             callbacks=[] if progress is None else [_step_counter(progress)],
         )
     except ValueError as error:
@@ -285,21 +287,10 @@ def _trainer(
         raise UserError(
             f"warmup.lora.target_modules {settings.lora.target_modules!r} does not fit the model: {error}"
         ) from error
+    if settings.lora is not None:
+        check_tied_weights(trainer.model, "warmup.lora.target_modules")
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _adapters(lora: LoraConfig) -> Any:
-    import peft
-
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=modules,
-        task_type="CAUSAL_LM",
-    )
 
 
 def _step_counter(progress: Progress) -> Any:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from actors.learner_worker import LearnerWorker
+from genal_ray import policy_model
 from genal_ray.config import RunConfig
 from genal_ray.errors import RunError
 from genal_ray.policy_model import trainable
@@ -53,8 +54,10 @@ class Probe(LearnerWorker):
         folder: Path,
         state: Path | None = None,
         poison: Sequence[int] = (),
+        logits_at_once: int = policy_model.LOGITS_AT_ONCE,
     ) -> Any:
         """Updates with the same rollouts; the last metrics, the generator's weights and the learner's state."""
+        policy_model.LOGITS_AT_ONCE = logits_at_once
         rollouts = poisoned(make_rollouts(7, group=config.strategy.group_size), poison)
         self._config, self._learner = config, config.learner
         self.restore(state)
@@ -82,10 +85,12 @@ class Probes:
         versions: list[int],
         state: Path | None = None,
         poison: Sequence[int] = (),
+        logits_at_once: int = policy_model.LOGITS_AT_ONCE,
         **learner: Any,
     ) -> Any:
         config = make_config(self.model, num_workers=len(self.actors), **learner)
-        results = ray.get([a.run.remote(config, versions, folder, state, poison) for a in self.actors], timeout=120)
+        arguments = config, versions, folder, state, poison, logits_at_once
+        results = ray.get([a.run.remote(*arguments) for a in self.actors], timeout=120)
         for result in results[1:]:
             assert_equal(result[2], results[0][2])
         return results[0]
@@ -157,6 +162,16 @@ def test_two_workers_equal_plain_torch_and_go_on_from_disk(
     assert metrics["rl/first_ratio_error"] < 1e-3
     _, _, restored = probes.run(tmp_path / "b", [2], state=tmp_path / "a" / "1" / "learner", **options)
     assert_equal(restored, state)
+
+
+@pytest.mark.ray
+def test_workers_cut_their_logits_alike(probes: Probes, plain: dict[str, Tensor], tmp_path: Path) -> None:
+    """ZeRO 3 gathers the head for every chunk: one worker more than the other would wait for ever."""
+    options = {"zero_stage": 3, "micro_batch_size": 1}
+    for tokens in (3, 6):
+        cut = probes.run(tmp_path / str(tokens), [1, 2], logits_at_once=tokens * 512, **options)[2]
+        for name, expected in plain.items():
+            torch.testing.assert_close(cut[f"parameter/{name}"], expected, rtol=1e-3, atol=2e-4, msg=name)
 
 
 @pytest.mark.ray

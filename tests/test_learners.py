@@ -95,11 +95,18 @@ def test_advantages_do_not_prefer_anything(name: str) -> None:
     assert before.abs().max() > 0.1
 
 
-def test_equal_rewards_of_a_group_move_nothing_under_grpo() -> None:
+@pytest.mark.parametrize("reward", [0.1, -2.0, 0.0])
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_equal_rewards_move_no_policy(name: str, reward: float) -> None:
+    """The floor for all texts of a round without a usable one, for instance; the critic goes on learning."""
     given = measured([0, 0, 0], np.random.default_rng(0))
-    same = torch.full((3,), 0.1)
+    same = torch.full((3,), reward)
     equal = Measured(**{**{k: getattr(given, k) for k in Measured.__dataclass_fields__}, "rewards": same})
-    assert build_algorithm("grpo").targets(equal, LearnerConfig(), 0.1).advantages.abs().max() < 1e-6
+    targets = build_algorithm(name).targets(equal, LearnerConfig(), 0.1)
+    assert targets.advantages.abs().max() < 1e-6
+    if name == "ppo":
+        assert targets.returns is not None
+        assert targets.returns.abs().max() > 0
 
 
 def test_groups_are_those_of_the_same_prompt() -> None:

@@ -137,6 +137,8 @@ def test_every_sequence_is_seen_once_and_workers_stay_in_step(num: int, batch_si
     for rows in minibatches(num, batch_size, np.random.default_rng(0)):
         passes = [list(micro_batches(batch, rows, size=size, rank=r, world_size=world)) for r in range(world)]
         assert len({len(p) for p in passes}) == 1
+        for of_workers in zip(*passes, strict=True):
+            assert {micro.most_tokens for micro in of_workers} == {max(len(micro.row) for micro in of_workers)}
         for micro in (m for p in passes for m in p):
             assert len(micro.tokens) <= size
             if micro.weight:
@@ -166,7 +168,7 @@ def test_scores_equal_hugging_face_one_sequence_at_a_time(tiny_lm_untied: Path, 
     rollouts = make_rollouts(5)
     batch = pack(rollouts)
     (micro,) = micro_batches(batch, np.arange(5), size=5, rank=0, world_size=1)
-    logprobs, values, entropy = policy(micro.tokens, micro.row, micro.column, True, True)
+    logprobs, values, entropy = policy(micro.tokens, micro.row, micro.column, micro.most_tokens, True, True)
     exact = copy.deepcopy(causal_lm(policy.lm)).double()
     for i, rollout in enumerate(rollouts):
         prompt, response = rollout.completion.prompt_token_ids, torch.tensor(rollout.completion.token_ids)
@@ -188,7 +190,7 @@ def test_chunks_change_no_gradient(tiny_lm: Path) -> None:
     for logits_at_once in (2**26, 3 * VOCABULARY):
         policy = make_policy(tiny_lm, LearnerConfig())
         policy.logits_at_once = logits_at_once
-        policy(micro.tokens, micro.row, micro.column, False, True)[0].sum().backward()
+        policy(micro.tokens, micro.row, micro.column, micro.most_tokens, False, True)[0].sum().backward()
         gradients.append(causal_lm(policy.lm).get_input_embeddings().weight.grad)
     torch.testing.assert_close(*gradients)
 
@@ -223,6 +225,15 @@ def test_lora_weights_are_merged_for_the_generator(tiny_lm: Path) -> None:
         torch.testing.assert_close(plain.lm(tokens).logits, policy.lm(tokens).logits, rtol=1e-4, atol=1e-4)
         with as_reference(policy):
             assert not torch.allclose(plain.lm(tokens).logits, policy.lm(tokens).logits, atol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True")  # PEFT goes on
+@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["q_proj", "lm_head"]])
+def test_adapters_of_tied_weights_are_refused(tiny_lm: Path, tiny_lm_untied: Path, modules: list[str]) -> None:
+    config = LearnerConfig.model_validate({"lora": {"rank": 4, "target_modules": modules}})
+    with pytest.raises(UserError, match=r"learner\.lora\.target_modules names .* which share their weights"):
+        make_policy(tiny_lm, config)
+    make_policy(tiny_lm_untied, config)
 
 
 def test_a_folder_without_a_language_model_is_refused(minilm: Path, tmp_path: Path) -> None:

@@ -212,6 +212,13 @@ def test_lora_is_merged(tiny_lm_untied: Path, tmp_path: Path) -> None:
     assert changed == {name for name in before if name.endswith("proj.weight")}
 
 
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True")  # PEFT goes on
+def test_lora_modules_that_share_their_weights(tiny_lm: Path, tmp_path: Path) -> None:
+    config = configure(tiny_lm, "warmup.lora={target_modules: [q_proj, embed_tokens]}")
+    with pytest.raises(UserError, match=r"warmup\.lora\.target_modules names .* which share their weights"):
+        warmup.warm_up(config, POOL, tmp_path / "warmup")
+
+
 def test_lora_modules_that_the_model_lacks(tiny_lm: Path, tmp_path: Path) -> None:
     config = configure(tiny_lm, "warmup.lora={target_modules: [c_attn]}")
     with pytest.raises(UserError, match=r"warmup\.lora\.target_modules .* does not fit the model"):
