@@ -15,8 +15,8 @@ from genal_ray.comparison.runs import run_path
 from genal_ray.config import RunConfig, load_config
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
-from genal_ray.files import check_writable
-from genal_ray.methods import Method, find_method
+from genal_ray.files import check_writable, read_record
+from genal_ray.methods import Method, find_method, method_names
 from genal_ray.store import RunDirectory
 
 
@@ -89,13 +89,19 @@ def plan(
     numbers = range(first, first + seeds)
     jobs = tuple(_job(source, overrides, method, seed, directory) for method in found for seed in numbers)
     budgets, notes = _check(jobs)
+    all_methods, all_seeds = _with_earlier(directory, found, numbers)
+    asked = {(job.method, job.seed) for job in jobs}
+    for method in all_methods:
+        for seed in all_seeds:
+            if (method.name, seed) not in asked:
+                check_place(_job(source, overrides, method, seed, directory))
     described = Description(
         title=title or _title(jobs[0].config),
         config=source,
         overrides=tuple(overrides),
-        methods=tuple(found),
-        seeds=tuple(numbers),
-        command=_command(source, methods, seeds, directory, overrides, title, address, parallel),
+        methods=all_methods,
+        seeds=all_seeds,
+        command=_command(source, all_methods, all_seeds, first, directory, overrides, title, address, parallel),
         versions=installed_versions(),
     )
     return Comparison(
@@ -107,6 +113,21 @@ def plan(
         address=address,
         parallel=parallel,
     )
+
+
+def _with_earlier(
+    directory: Path, methods: Sequence[Method], seeds: Sequence[int]
+) -> tuple[tuple[Method, ...], tuple[int, ...]]:
+    """With those of which the directory has runs already: what is asked for joins them."""
+    try:
+        earlier = read_record(directory / "comparison.json")
+        known = [Method(**{**method, "overrides": tuple(method["overrides"])}) for method in earlier["methods"]]
+        numbers = [int(seed) for seed in earlier["seeds"]]
+    except (FileNotFoundError, UserError, KeyError, TypeError, ValueError):  # it is written anew
+        return tuple(methods), tuple(seeds)
+    begun = [(m, seed) for m in known for seed in numbers if run_path(directory, m.name, seed).exists()]
+    joined = {method.name: method for method, _ in begun} | {method.name: method for method in methods}
+    return tuple(joined.values()), tuple(sorted({*(seed for _, seed in begun), *seeds}))
 
 
 def check_place(job: Job) -> None:
@@ -126,6 +147,7 @@ def _job(source: str, overrides: Sequence[str], method: Method, seed: int, direc
         config = load_config(source, settings)
     except UserError as error:
         raise UserError(f"method {method.name}: {error}") from error
+    method.check(config)
     store = RunDirectory(run_path(directory, method.name, seed))
     return Job(method=method.name, seed=seed, config=config, store=store)
 
@@ -173,24 +195,28 @@ def _title(config: RunConfig) -> str:
 
 def _command(
     source: str,
-    methods: Sequence[str],
-    seeds: int,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    first: int,
     directory: Path,
     overrides: Sequence[str],
     title: str | None,
     address: str | None,
     parallel: int | None,
 ) -> tuple[str, ...]:
-    """What was asked for as a command line; pasted into another terminal it goes on with the same, on the same
-    cluster."""
-    names = [name for name in methods if ":" not in name]
+    """All of the comparison as a command line; pasted into another terminal it goes on with the same, on the same
+    cluster. `first` is the configuration's own seed."""
+    shipped = method_names()
+    names = [method.name for method in methods if method.name in shipped]
     words = ["genal-ray", "compare", source]
     words += ["--methods", ",".join(names)] if names else []
-    for definition in (name for name in methods if ":" in name):
-        words += ["--method", definition]
-    words += ["--seeds", str(seeds)]
+    for method in methods:
+        if method.name not in shipped:
+            words += ["--method", f"{method.name}:{','.join(method.overrides)}"]
+    words += ["--seeds", str(seeds[-1] - seeds[0] + 1)]
     for setting in overrides:
         words += ["--set", setting]
+    words += ["--set", f"seed={seeds[0]}"] if seeds[0] != first else []
     words += ["--title", title] if title else []
     words += ["--parallel", str(parallel)] if parallel else []
     words += ["--address", address] if address else []

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from genal_ray import registry
 from genal_ray.acquisition import Acquisition
+from genal_ray.config import RunConfig
 from genal_ray.config_yaml import read_document
 from genal_ray.errors import UserError
 from genal_ray.validation import suggestion
@@ -39,6 +40,16 @@ class Method:
     description: str
     overrides: tuple[str, ...]
     """`dotted.key=value` each, applied after the user's own."""
+    generates: bool = False
+    """Whether it writes with a generator, so that the configuration has to have one."""
+
+    def check(self, config: RunConfig) -> None:
+        """Raise UserError when `config`, to which the method was applied, lacks the generator that it writes with."""
+        if self.generates and config.generator is None:
+            raise UserError(
+                f"method {self.name} writes with a generator, and the configuration has none: give generator.model and "
+                "annotators.synthetic, or leave the method out"
+            )
 
 
 def method_names() -> list[str]:
@@ -92,7 +103,12 @@ def _listed() -> dict[str, Method]:
     path = Path(__file__).with_name("methods.yaml")
     values = read_document(path.read_text(encoding="utf-8"), path.name).values
     return {
-        name: Method(name=name, description=entry["description"], overrides=tuple(entry["set"]))
+        name: Method(
+            name=name,
+            description=entry["description"],
+            overrides=tuple(entry["set"]),
+            generates=entry.get("generates", False),
+        )
         for name, entry in values.items()
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from cluster.runtime_env import runtime_env
 from genal_ray.comparison.curves import read_curves
 from genal_ray.config import load_config
 from genal_ray.errors import RunError, UserError
+from genal_ray.files import write_json
 from genal_ray.store import RunDirectory
 
 GENAL_RAY = Path(sys.executable).with_name("genal-ray")
@@ -111,6 +113,36 @@ def test_what_cannot_be_compared_is_refused_at_once(
     with pytest.raises(UserError, match=message):
         plan(str(reviews), methods, 1, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_methods_and_seeds_may_be_added_to_a_comparison(reviews: Path, tmp_path: Path) -> None:
+    """Whatever is asked for later, all of it is written of, and the command goes on with all of it."""
+    out, own = tmp_path / "out", "mine:acquisition=margin,generator=null"
+    first = plan(str(reviews), ["random", own], 1, out, ["seed=4"])
+    for one in first.jobs:
+        one.store.create(one.config)
+    write_json(out / "comparison.json", asdict(first.description))
+    again = plan(str(reviews), ["entropy"], 2, out)
+    assert [(j.method, j.seed) for j in again.jobs] == [("entropy", 3), ("entropy", 4)]
+    assert [method.name for method in again.description.methods] == ["random", "mine", "entropy"]
+    assert again.description.seeds == (3, 4)
+    words = again.description.command
+    assert words[:7] == ("genal-ray", "compare", str(reviews), "--methods", "random,entropy", "--method", own)
+    assert words[words.index("--seeds") + 1] == "2"
+    earlier = plan(str(reviews), ["random"], 1, out, ["seed=5"]).description
+    assert earlier.seeds == (4, 5)
+    assert earlier.command[-4:] == ("--set", "seed=4", "--out", str(out))
+    with pytest.raises(UserError, match=r"random/seed-4 holds a run of another configuration"):
+        plan(str(reviews), ["entropy"], 1, out, ["student.epochs=2"])
+    shutil.rmtree(out / "runs" / "mine")
+    assert [m.name for m in plan(str(reviews), ["entropy"], 1, out).description.methods] == ["random", "entropy"]
+
+
+def test_a_method_that_writes_needs_a_generator(reviews: Path, tmp_path: Path) -> None:
+    """It would run as something else, under its own name."""
+    for name in ("signal", "signal-no-ppo", "best-of-n", "gaal", "asal"):
+        with pytest.raises(UserError, match=rf"method {name} writes with a generator, and the configuration has none"):
+            plan(str(reviews), ["random", name], 1, tmp_path / "out")
 
 
 def test_a_directory_of_other_runs_is_refused(reviews: Path, tmp_path: Path) -> None:

@@ -67,6 +67,14 @@ def test_signal_is_the_configuration_as_it_is() -> None:
     assert load_config("demo", find_method("signal").overrides) == load_config("demo")
 
 
+@pytest.mark.parametrize("name", ["signal-no-synthetic", "bertkm-finetuned"])
+def test_pool_methods_go_with_a_base_of_another_strategy(name: str) -> None:
+    config = load_config("sst2-evokd", ["llm.model=teacher", *find_method(name).overrides])
+    find_method(name).check(config)
+    assert not config.writes
+    assert config.acquisition.name == {"signal-no-synthetic": "signal", "bertkm-finetuned": "bertkm"}[name]
+
+
 def test_unknown_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(UserError, match=r"unknown method 'entrpy'; did you mean 'entropy'\?"):
         find_method("entrpy")
