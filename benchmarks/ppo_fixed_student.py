@@ -76,7 +76,7 @@ async def teach(config: RunConfig, store: RunDirectory, args: argparse.Namespace
                 rollouts, rewards = build_rollouts(candidates, scores, config.reward)
                 policy = await learner.update(rollouts, number, Path(folder) / str(number))
                 await learner.hand_over(policy)
-                row = {"round": number, "mean": rewards["rl/reward_mean"], "kl": policy.metrics["rl/kl"]}
+                row = {"round": number, "mean": rewards.get("rl/reward_mean"), "kl": policy.metrics["rl/kl"]}
                 print(json.dumps(row), file=sys.stderr, flush=True)
         after = await generator.generate(prompts)
         values = {"before": await world.values(before), "after": await world.values(after)}

@@ -20,7 +20,8 @@ def build_rollouts(
     """A rollout per completion of the round (SIGnAL, Algorithm 1, lines 11-12), and `rl/reward_*` before shaping.
 
     Every completion is rewarded, chosen for labeling or not; penalised ones earn the floor, and so do those that are
-    not among `scores`: they never reached the pool, or could not be scored.
+    not among `scores`: they never reached the pool, or could not be scored. `rl/reward_mean` and `rl/reward_std` are
+    of the scores, and left out where there are none.
     """
     by_id: Mapping[str, float] = dict(zip(scores.ids, scores.values.tolist(), strict=True))
     raw = np.array(
@@ -30,11 +31,9 @@ def build_rollouts(
     shaped = shape_rewards(raw, config)
     assert np.isfinite(shaped).all(), "one reward that is not finite would spoil a whole update"
     kept = raw[np.isfinite(raw)]
-    metrics = {
-        "rl/reward_mean": float(kept.mean()) if len(kept) else 0.0,
-        "rl/reward_std": float(kept.std()) if len(kept) else 0.0,
-        "rl/shaped_reward_mean": float(shaped.mean()) if len(shaped) else 0.0,
-    }
+    metrics = {"rl/shaped_reward_mean": float(shaped.mean()) if len(shaped) else 0.0}
+    if len(kept):
+        metrics |= {"rl/reward_mean": float(kept.mean()), "rl/reward_std": float(kept.std())}
     rollouts = [
         Rollout(completion=candidate.completion, reward=float(reward))
         for candidate, reward in zip(candidates, shaped, strict=True)

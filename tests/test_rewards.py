@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from genal_ray.config import RewardConfig
-from genal_ray.rewards import shape_rewards
+from genal_ray.rewards import build_rollouts, shape_rewards
+from genal_ray.types import Candidate, Completion, Fate, Instance, Scores
 
 
 def test_standardised_within_the_batch_and_floored() -> None:
@@ -53,3 +54,32 @@ def test_ranks_spread_what_a_confident_student_leaves_near_zero() -> None:
     shaped = shape_rewards(raw, RewardConfig(transform="rank", clip_quantile=1.0, standardize=False, floor=-1.0))
     np.testing.assert_allclose(shaped, [0, 0.5, 0.5, 1, -1])
     assert shape_rewards(np.array([2.0]), RewardConfig(transform="rank", standardize=False)).tolist() == [0.0]
+
+
+def candidate(number: int) -> Candidate:
+    completion = Completion(
+        prompt_id=f"p-{number}",
+        text="a text",
+        prompt_token_ids=(1,),
+        token_ids=(2,),
+        logprobs=(-1.0,),
+        finish_reason="stop",
+        policy_version=0,
+    )
+    instance = Instance(id=f"s-{number}", text="a text", origin="synthetic", round=1)
+    return Candidate(completion=completion, fate=Fate.KEPT, instance=instance)
+
+
+@pytest.mark.parametrize("values", [[], [np.nan]])
+def test_a_round_without_scores_has_no_mean_reward(values: list[float]) -> None:
+    ids = tuple(f"s-{number}" for number in range(len(values)))
+    scores = Scores(ids=ids, values=np.array(values, np.float32), student_version=0)
+    rollouts, metrics = build_rollouts([candidate(0), candidate(1)], scores, RewardConfig())
+    assert [rollout.reward for rollout in rollouts] == [-2.0, -2.0]
+    assert metrics == {"rl/shaped_reward_mean": -2.0}
+
+
+def test_scores_of_zero_have_a_mean_reward() -> None:
+    scores = Scores(ids=("s-0", "s-1"), values=np.zeros(2, np.float32), student_version=0)
+    _, metrics = build_rollouts([candidate(0), candidate(1), candidate(2)], scores, RewardConfig())
+    assert (metrics["rl/reward_mean"], metrics["rl/reward_std"]) == (0.0, 0.0)
