@@ -298,6 +298,7 @@ def test_comparison(hostile: Path, tmp_path: Path) -> None:
     )
     (directory / "figure.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     page = page_of(directory)
+    assert "Learning curves: accuracy in percent, over the percent of the pool that is labeled" in page.html
     assert page.tags["script"] == page.tags["b"] == page.tags["u"] == 0
     for expected in ("0.9123 ± 0.0100", "0.0500 [0.0100, 0.0900]", "<b>random</b>", "A <u>title</u>"):
         assert expected in page.text

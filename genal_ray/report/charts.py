@@ -22,8 +22,9 @@ Series = Mapping[str, Sequence[float | None]]
 _INK = "#010203"
 """Drawn instead of the page's text colour, which SVG takes over as `currentColor`."""
 
-_COLOURS = ("#3a83d4", "#c9731a", "#2c9a6c", "#9a6bd8", "#d65050", "#2592a8", "#8a8a8a", "#b3598f", "#7f8f2a")
-"""Contrast of at least 3 : 1 with both backgrounds of the page."""
+_COLOURS = ("#3a83d4", "#c9731a", "#2c9a6c", "#9a6bd8", "#d65050", "#2592a8", "#8a8a8a", "#b3598f", "#7f8f2a",
+            "#8f6a4e", "#d648c4")  # fmt: skip
+"""Contrast of at least 3 : 1 with both backgrounds of the page, and as many as a chart has parts."""
 
 _WIDTH, _HEIGHT = 4.6, 3.2
 """Inches: about the width of a phone at 72 px per inch, so that letters keep their size there."""
@@ -54,6 +55,7 @@ def stacked(name: str, rounds: Sequence[float], series: Series, unit: str) -> Ma
     known = _known(series)
     if not known:
         return None
+    assert len(known) <= len(_COLOURS), "a part without a colour would not be drawn"
     figure = _figure()
     ax = figure.subplots()
     bottom = [0.0] * len(rounds)

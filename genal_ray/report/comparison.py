@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from genal_ray.errors import UserError
+from genal_ray.evaluation import QUALITY
 from genal_ray.files import read_record
 from genal_ray.report.html import number
 from genal_ray.report.outline import Outline, read_outline
@@ -38,6 +39,8 @@ class ComparisonPage:
     facts: tuple[tuple[str, str], ...]
     figure: str | None
     """The figure as a data URL: drawn as an image, it can neither run nor load anything."""
+    measure: str
+    """What the summary, and with it the figure, compares methods by."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     """summary.csv with each mean and its spread in one cell."""
@@ -59,13 +62,14 @@ def read_comparison(directory: Path, *, link_from: Path) -> ComparisonPage:
     """The page of a comparison directory, finished or not; links are relative to the folder `link_from`."""
     directory = directory.expanduser().absolute()
     figure = directory / "figure.svg"
-    table = _read_rows(directory / "summary.csv")
-    columns, rows = _merged(table)
+    names, table = _read_table(directory / "summary.csv")
+    columns, rows = _merged(names, table)
     asked = read_record(directory / "comparison.json")
     return ComparisonPage(
         name=asked.get("title", directory.name),
         facts=tuple(_facts(asked)),
         figure=_data_url(figure) if figure.is_file() else None,
+        measure=_measure(names),
         columns=columns,
         rows=rows,
         runs=tuple(_read_runs(directory, [row["method"] for row in table], link_from)),
@@ -108,22 +112,31 @@ def _data_url(svg: Path) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.read_bytes()).decode('ascii')}"
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
+def _read_table(path: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The columns and rows of summary.csv; none of both where there is no such file."""
     if not path.is_file():
-        return []
+        return (), []
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            reader = csv.DictReader(file, strict=True)
+            rows, columns = list(reader), tuple(reader.fieldnames or ())
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not a summary: {error}; {REMEDY}") from error
     if any("method" not in row or None in row or None in row.values() for row in rows):
         raise UserError(f"{path} is not a summary: it has no column 'method', or rows of other lengths; {REMEDY}")
-    return rows
+    return columns, rows
 
 
-def _merged(table: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+def _measure(columns: Sequence[str]) -> str:
+    """The figure of students after which columns of the summary are named; accuracy where there are none yet."""
+    prefixes = {name: f"{name.lower().replace(' ', '_')}_" for name in QUALITY.values()}
+    return next((name for name, prefix in prefixes.items() if any(c.startswith(prefix) for c in columns)), "accuracy")
+
+
+def _merged(
+    columns: Sequence[str], table: Sequence[Mapping[str, str]]
+) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
     """Headings and cells: `x_mean` with `x_std`, or with `x_low` and `x_high`, becomes one column `x`."""
-    columns = list(table[0]) if table else []
     means = {c: c.removesuffix("_mean") for c in columns if c.endswith("_mean")}
     spreads = {f"{name}_{part}" for name in means.values() for part in ("std", "low", "high")}
     shown = [c for c in columns if c not in spreads]

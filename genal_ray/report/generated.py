@@ -51,7 +51,7 @@ class Generated:
     reward: float | None
     """After shaping, as the learner saw it; None where nothing was learned from it."""
     label: Label | None
-    """Set when it was chosen for labeling, in this round or a later one."""
+    """Set when an annotator answered for it, in this round or a later one, and be it by passing."""
     neighbours: tuple[Neighbour, ...]
     """Nearest first; empty when the run did not keep them."""
 
@@ -62,6 +62,7 @@ class GeneratedRound:
     fates: Mapping[str, int]
     """Completions per fate; only fates that occurred."""
     num_labeled: int
+    """Texts that were given a label; those that an annotator passed on are not among them."""
     rows: tuple[Generated, ...]
     """A part of the completions: see MAX_KEPT and MAX_OF_OTHER_FATE."""
 
@@ -73,7 +74,7 @@ class GeneratedRound:
 def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Label]) -> GeneratedRound:
     """The completions of a round's folder, in which the stage `generate` is complete.
 
-    `labels` are all that the run bought, by instance id. Raises UserError for a table that cannot be read.
+    `labels` are all answers of annotators in the run, by instance id. Raises UserError for a table that cannot be read.
     """
     completions = _read(folder / "generate.parquet", ["text", "fate", "instance", "penalized"]).to_pylist()
     without_score = failures(folder, "score").keys() | failures(folder, "reward").keys()
@@ -86,11 +87,12 @@ def read_generated(folder: Path, reward: RewardConfig, labels: Mapping[str, Labe
     selecting = _of(ids, scores.values)
     rewarded = [None if row["penalized"] else id for row, id in zip(completions, ids, strict=True)]
     shaped = np.full(len(ids), np.nan) if rewards is None else shape_rewards(_of(rewarded, rewards), reward)
+    bought = {id for id, label in labels.items() if not label.declined}
     shown = _shown([row["fate"] for row in completions], selecting)
     return GeneratedRound(
         round=int(folder.name),
         fates=dict(Counter(row["fate"] for row in completions)),
-        num_labeled=sum(id in labels for id in ids),
+        num_labeled=sum(id in bought for id in ids),
         rows=tuple(
             Generated(
                 text=_text(completions[n]),

@@ -16,13 +16,15 @@ from genal_ray.labels import EntityLabels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """A label that was bought."""
+    """What an annotator answered."""
 
     id: str
     label: str
-    """The class, or the entities with their types."""
+    """The class, or the entities with their types; `declined` where the annotator passed."""
     kinds: tuple[str, ...]
     """The class, or the type of each entity."""
+    declined: bool
+    """Whether the annotator passed, so that no label was bought."""
     round: int
     origin: str
     text: str
@@ -43,7 +45,7 @@ class ClassCount:
 
 
 def read_labels(ledger: Path) -> list[Label]:
-    """The labels of a ledger in the order they were bought; a last line that is being written is left out.
+    """The answers in a ledger in their order, passes included; a last line that is being written is left out.
 
     Raises UserError, with file and line, for a line that is no label.
     """
@@ -72,7 +74,7 @@ def _label(row: dict[str, Any]) -> Label:
     elif value is not None:
         shown, kinds = value, (value,)
     fields = {name: row[name] for name in ("id", "round", "origin", "text", "text_pair")}
-    return Label(label=shown, kinds=kinds, **fields)
+    return Label(label=shown, kinds=kinds, declined=value is None, **fields)
 
 
 def count_classes(labels: Iterable[Label]) -> list[ClassCount]:

@@ -6,7 +6,7 @@ names plug-ins which are not installed here, is still wanted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,15 @@ from genal_ray.errors import UserError
 from genal_ray.evaluation import QUALITY
 from genal_ray.processes import may_run
 from genal_ray.store import RunDirectory
+from genal_ray.strategies import Strategy, TeacherStrategy
 
 Metrics = Mapping[str, float | None]
 """Of one round; None where the value was not finite."""
 
 _SHAPING = ("transform", "clip_quantile", "standardize", "floor")
+
+_OF_TEACHERS = TeacherStrategy.model_fields.keys() - Strategy.model_fields.keys()
+"""Settings by which a strategy that converses with a chat model is known, be it installed here or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +52,8 @@ class Outline:
     """A run at a glance."""
 
     name: str
-    generates: bool
-    """Whether a generator is configured."""
+    writes: bool
+    """Whether there are synthetic instances, by a generator or a chat model."""
     reward: RewardConfig
     """How rewards are shaped; what they are is not read."""
     state: str
@@ -93,11 +97,11 @@ def read_outline(store: RunDirectory) -> Outline:
         state, reason = _standing(store, num_labels, budget)
         return Outline(
             name=str(config["name"]),
-            generates=config["generator"] is not None,
+            writes=config["generator"] is not None or _has_teacher(config),
             reward=RewardConfig(**{key: config["reward"][key] for key in _SHAPING}),
             state=state,
             reason=reason,
-            facts=tuple(_facts(store, config, budget)),
+            facts=tuple(_facts(store, config, budget, rounds)),
             rounds=rounds,
         )
     except (KeyError, TypeError, ValidationError) as error:
@@ -128,28 +132,52 @@ def _last_failure(log: Path) -> str | None:
     return f"last failure: {lines[-1]}" if lines else None
 
 
-def _facts(store: RunDirectory, config: Mapping[str, Any], budget: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _has_teacher(config: Mapping[str, Any]) -> bool:
+    """Whether the strategy has a chat model write."""
+    return set(config["strategy"]) >= _OF_TEACHERS
+
+
+def _facts(
+    store: RunDirectory, config: Mapping[str, Any], budget: Mapping[str, Any], rounds: Sequence[RoundRow]
+) -> list[tuple[str, str]]:
     """(what, value) in the order in which they are shown."""
-    generator, learner = config["generator"], config["learner"]["name"]
     facts = [
         ("Task", f"{config['task']['domain']} ({config['task']['kind']})"),
         ("Data", config["data"]["source"] or config["data"]["train"]),
         ("Budget", _budget(budget)),
         ("Acquisition", config["acquisition"]["name"]),
     ]
-    if generator is None:
-        facts.append(("Generator", "none: a pool method"))
-    else:
-        facts += [
-            ("Strategy", config["strategy"]["name"]),
-            ("Generator", generator["model"]),
-            ("Learner", "none: the generator stays as it was" if learner == "none" else learner),
-        ]
+    facts += _writers(config)
+    if config.get("llm") is not None:
+        facts += _chat_model(config["llm"], rounds)
     facts.append(("Student", config["student"]["model"]))
     for origin, found in store.record("annotators.json").items():
         facts.append((f"Annotator of {origin} instances", _annotator(found)))
     first_line = store.config_file.read_text(encoding="utf-8").partition("\n")[0]
     facts += [("Seed", str(config["seed"])), ("Configuration", first_line.lstrip("# "))]
+    return facts
+
+
+def _writers(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """By whom synthetic instances are written, if by anybody."""
+    generator, learner = config["generator"], config["learner"]["name"]
+    strategy = ("Strategy", config["strategy"]["name"])
+    if _has_teacher(config):
+        return [strategy] if generator is None else [strategy, ("Generator", generator["model"])]
+    if generator is None:
+        return [("Generator", "none: a pool method")]
+    told = "none: the generator stays as it was" if learner == "none" else learner
+    return [strategy, ("Generator", generator["model"]), ("Learner", told)]
+
+
+def _chat_model(llm: Mapping[str, Any], rounds: Sequence[RoundRow]) -> list[tuple[str, str]]:
+    """The chat model, its tokens so far, and the money for the stages of committed rounds, as far as it is known."""
+    facts = [("Chat model", llm["model"] or "the generator")]
+    tokens = rounds[-1]["llm/total_tokens"] if rounds else None
+    if tokens is not None:
+        facts.append(("Tokens of the chat model", f"{tokens:,.0f}"))
+    if cost := sum(row["llm/cost"] or 0.0 for row in rounds):
+        facts.append(("Cost of the chat model", f"{cost:.4g} in the unit of llm.prompt_price"))
     return facts
 
 

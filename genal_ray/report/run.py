@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -26,7 +27,19 @@ _FAILURES = {
 }
 """Stages that set texts aside, and what failed there."""
 
-_STAGES = ("generate", "score", "annotate", "student", "reward", "learn", "hand_over", "overhead")
+_STAGES = (
+    "initial",
+    "analyse",
+    "generate",
+    "score",
+    "annotate",
+    "observe",
+    "student",
+    "reward",
+    "learn",
+    "hand_over",
+    "overhead",
+)
 """`timing/*` in the order of a round."""
 
 
@@ -136,7 +149,7 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
         Chart(
             title="Synthetic among the selected",
             note="Percent of the labels bought in a round that went to real and to generated instances.",
-            svg=charts.stacked("synthetic", after_first, _origins(later), "percent"),
+            svg=charts.stacked("synthetic", after_first, _origins(rounds), "percent"),
         ),
         Chart(
             title="Where the time went",
@@ -166,6 +179,12 @@ def _share(row: RoundRow, metric: str) -> float | None:
 
 
 def _origins(rounds: Sequence[RoundRow]) -> dict[str, list[float | None]]:
-    """Percent of the labels bought in each round, by origin."""
-    synthetic = [None if share is None else 100 * share for share in of(rounds, "al/synthetic_share")]
+    """Percent of the labels bought in each round after the first, by origin; None where none was bought."""
+    synthetic = [_synthetic(before, row) for before, row in pairwise(rounds)]
     return {"real": [None if share is None else 100 - share for share in synthetic], "synthetic": synthetic}
+
+
+def _synthetic(before: RoundRow, row: RoundRow) -> float | None:
+    share = row["al/synthetic_share"]
+    bought = (row["al/num_labels"] or 0) > (before["al/num_labels"] or 0)
+    return 100 * share if bought and share is not None else None
