@@ -229,7 +229,8 @@ def rounds_table(reports: tuple[RoundReport, ...]) -> Table:
 
 
 def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None = None) -> None:
-    """The table of rounds, how the run ended, and where to look next. A run at a URL was worked on in `directory`."""
+    """The table of rounds, how the run ended or that it goes on, and where to look next. A run at a URL was worked on
+    in `directory`."""
     to.print()
     if status.reports:
         to.print(rounds_table(status.reports))
@@ -243,8 +244,11 @@ def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None
         f"metrics         {directory}/metrics.jsonl",
         f"curves          tensorboard --logdir {directory}/tensorboard",
     ]
-    if status.state is not State.DONE:
+    if status.state in (State.STOPPED, State.FAILED):
         lines.append(f"go on           genal-ray resume {url or directory}")
+    elif status.state is not State.DONE:
+        at_once = " --now" if status.state is State.STOPPING else ""
+        lines.append(f"stop            genal-ray stop {url or directory}{at_once}")
     for line in lines:
         to.print(plain(line), soft_wrap=True)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,10 @@ from genal_ray.errors import GenalRayError, RunError
 from genal_ray.files import remove, write_json
 from genal_ray.processes import may_run
 from genal_ray.store import RunDirectory
+
+
+class NoAnswer(RunError):
+    """The driver of a run could not be asked; the text goes on from "the driver"."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,29 +74,38 @@ def read_contact(store: RunDirectory) -> Contact | None:
     return contact if may_run(contact.host, contact.pid) and is_listening(contact.address) else None
 
 
-@contextmanager
-def connected(contact: Contact) -> Iterator[Any]:
-    """The handle of the driver actor, or None when it is gone. Raises RunError when its cluster lets nobody in."""
+def ask(contact: Contact, question: Callable[[Any], Any], *, timeout_s: float) -> Any:
+    """What the driver answers to `question`, which makes a call of its actor.
+
+    Raises NoAnswer when it is gone, dies, hangs or is too busy, and when its cluster lets nobody in.
+    """
     if contact.auth_mode is not None:
         os.environ.setdefault("RAY_AUTH_MODE", contact.auth_mode)
-    import ray
+    import ray  # not earlier: Ray reads RAY_AUTH_MODE when it is imported
+    from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
     try:
-        yield _find(contact)
+        return ray.get(question(_find(contact)), timeout=timeout_s)
+    except RayTaskError:  # it did answer, with a fault of ours
+        raise
+    except GetTimeoutError as error:
+        raise NoAnswer(f"did not answer within {timeout_s:g} s") from error
+    except RayError as error:
+        what = str(error).partition("\n")[0].rstrip(".")  # the rest is about Ray
+        raise NoAnswer(f"could not be asked: {what}") from error
     finally:
         ray.shutdown()
 
 
 def _find(contact: Contact) -> Any:
+    """The handle of the driver actor."""
     import ray
 
     try:
         ray.init(address=contact.address, namespace=contact.namespace, logging_level="ERROR", log_to_driver=False)
     except ConnectionError as error:
-        raise RunError(
-            f"a driver works on the run at {contact.address}, but its cluster cannot be joined from here: {error}"
-        ) from error
+        raise NoAnswer(f"is on a cluster, {contact.address}, that cannot be joined from here: {error}") from error
     try:
         return ray.get_actor(contact.actor, namespace=contact.namespace)
-    except ValueError:
-        return None
+    except ValueError as error:
+        raise NoAnswer("is not there: it has just ended, or is about to be started again") from error

@@ -43,5 +43,6 @@ class RunStatus:
     notes: tuple[str, ...] = ()
     """Sentences about what was done before the rounds."""
     reason: str | None = None
-    """What ended a run that is done, or stopped one that nobody asked to stop."""
+    """What ended a run that is done, or stopped one that nobody asked to stop; of one at work whose driver could not be
+    asked, why not."""
     error: str | None = None

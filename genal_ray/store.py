@@ -111,7 +111,7 @@ class RunDirectory:
         """The configuration of the run. Raises UserError when there is none, it was edited by hand, or another version
         of GenAL-Ray wrote it."""
         if not self.config_file.is_file():
-            raise UserError(f"{self.path} is not a run directory: it has no config.yaml")
+            raise UserError(self._no_run())
         text = self.config_text()
         header = _HEADER.match(text)
         if header is not None and int(header["schema"]) != SCHEMA_VERSION:
@@ -126,6 +126,16 @@ class RunDirectory:
                 "Undo the change, or begin a new run with `genal-ray run`"
             )
         return config
+
+    def _no_run(self) -> str:
+        """What a directory without a configuration is instead."""
+        if (self.path / "comparison.json").is_file():
+            return (
+                f"{self.path} is a comparison, not a run directory: give one of its runs, "
+                f"{self.path}/runs/METHOD/seed-N; all of them go on by the `genal-ray compare` command whose words are "
+                "in comparison.json, and are shown by `genal-ray report`"
+            )
+        return f"{self.path} is not a run directory: it has no config.yaml"
 
     def config_text(self) -> str:
         """What config.yaml holds. Raises UserError when it is not text."""
