@@ -20,11 +20,15 @@ def train(
     model: str | None,
     epochs: float | None,
 ) -> dict[str, float]:
-    """Returns the figures of annotator.json; raises UserError for bad input, see genal_ray.annotator_training."""
-    config = load_config(source, overrides, without=("generator", "annotators.synthetic"))
+    """Returns the figures of annotator.json; raises UserError for bad input, see genal_ray.annotator_training.
+
+    `epochs` is the last override of student.epochs.
+    """
+    settings = [*overrides, *([] if epochs is None else [f"student.epochs={epochs}"])]
+    config = load_config(source, settings, without=("generator", "annotators.synthetic"))
     if model is None or is_local(model):
         go_offline(config)
     from genal_ray.annotator_training import train_annotator  # after go_offline: imports the Hugging Face libraries
 
     with step_bar(console(stderr=True), "training") as progress:
-        return train_annotator(config, output_dir, rows=rows, model=model, epochs=epochs, progress=progress)
+        return train_annotator(config, output_dir, rows=rows, model=model, progress=progress)

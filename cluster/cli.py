@@ -1,5 +1,5 @@
-"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `compare`, `methods`, `report`, `plan`,
-`presets`, `doctor` and `train-annotator`.
+"""The command line: `genal-ray run`, `resume`, `status`, `stop`, `verify`, `compare`, `methods`, `report`, `plan`,
+`prompts`, `presets`, `doctor` and `train-annotator`.
 
 Exit codes: 0 done (or stopped on request), 2 wrong usage or input, 1 failed, 130 interrupted before the run began.
 Ray and torch are imported by the commands that need them, so that help and input errors are immediate.
@@ -231,7 +231,7 @@ def report(
         typer.echo(write_report(store.path, None if page is None else local_folder(page, "--output")))
 
 
-@app.command(epilog="Example: genal-ray plan sst2 --set generator.num_replicas=2")
+@app.command(epilog="Example: genal-ray plan demo --set scorer.num_actors=2")
 def plan(
     config: Config,
     overrides: Overrides = None,
@@ -252,26 +252,37 @@ def plan(
         typer.echo(printable(planned.as_text()))
 
 
-@app.command(epilog="Example: genal-ray prompts reviews.yaml --set strategy.name=evokd")
+@app.command(epilog="Example: genal-ray prompts demo --set task.domain='letters to a bank'")
 def prompts(
-    config: Config,
+    config: Annotated[
+        str | None,
+        typer.Argument(metavar="CONFIG|PRESET", help="YAML file, or the name of a preset; none with --copy-to"),
+    ] = None,
     overrides: Overrides = None,
     copy_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="copy the templates there instead, for llm.prompts")
+        Path | None, typer.Option(metavar="DIR", help="copy the templates that ship there instead, for llm.prompts")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What the models of a configuration would be told in round 1, with its own data; asks nothing."""
-    from genal_ray.prompt_preview import copy_templates, preview
+    from genal_ray.prompt_preview import preview
 
     if copy_to is not None:
-        for path in copy_templates(copy_to):
-            typer.echo(path)
+        if config is not None or overrides:
+            raise UserError(
+                "--copy-to copies the templates that ship, the same for every configuration: leave out "
+                f"{'--set' if config is None else repr(config)}"
+            )
+        _copy_templates(copy_to, as_json=as_json)
         return
+    if config is None:
+        raise UserError("whose prompts? Give a configuration file or a preset, or --copy-to DIR for the templates")
     conversations = preview(load_config(config, overrides or []))
     if as_json:
         _print_json({"conversations": [asdict(conversation) for conversation in conversations]})
         return
+    if not conversations:
+        typer.echo("no model is told anything: nothing here asks a generator or a chat model for a text or a label")
     for conversation in conversations:
         for message in conversation.messages:
             typer.echo(printable(f"--- {conversation.purpose}, {message.role}\n{message.content}\n"))
@@ -340,6 +351,17 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
     to = console()
     ended = launch(config, store, address=address, resume=resume, view=view(to))
     show_outcome(to, ended, str(store.path), store.mirror.url)
+
+
+def _copy_templates(folder: Path, *, as_json: bool) -> None:
+    from genal_ray.prompt_preview import copy_templates
+
+    copied = [str(path) for path in copy_templates(folder)]
+    if as_json:
+        _print_json({"templates": copied})
+        return
+    for path in copied:
+        typer.echo(path)
 
 
 def _complain(message: str, code: int) -> int:

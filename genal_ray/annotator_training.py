@@ -29,13 +29,12 @@ def train_annotator(
     *,
     rows: int | None = None,
     model: str | None = None,
-    epochs: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Fine-tune `student.model`, or `model`, on the full training split; returns what annotator.json records.
 
-    `rows` takes a random part of the split (of at least 2 classes), `epochs` replaces `student.epochs`; `progress`
-    counts optimiser steps. The result is measured as it will be used, on the whole evaluation split.
+    `rows` takes a random part of the split (of at least 2 classes); `progress` counts optimiser steps. The result is
+    measured as it will be used, on the whole evaluation split.
 
     Raises UserError for bad data, an unusable model, or an output directory that is not empty.
     """
@@ -44,8 +43,7 @@ def train_annotator(
     check_writable(output_dir.absolute())
     corpus = _full_corpus(config)
     texts, labels = _training_set(corpus, rows, seed=config.seed)
-    changes = {"model": model, "epochs": epochs}
-    student = config.student.model_copy(update={k: v for k, v in changes.items() if v is not None})
+    student = config.student if model is None else config.student.model_copy(update={"model": model})
     check_student(student, "cls", tags_words=corpus.labels.tags_words)
     trained = fit(
         student, texts, labels, corpus.labels, seed=derive_seed(config.seed, "annotator"), progress=progress

@@ -173,6 +173,13 @@ MODELS = [
          "reviews.yaml is a file; give another one"),
     case("an annotator into other files", "train-annotator reviews.yaml --output-dir data",
          "data is not an empty directory: give another --output-dir"),
+    *(
+        case(f"an annotator trained for {epochs} epochs",
+             f"train-annotator reviews.yaml --output-dir out --model ./model --epochs {epochs}",
+             f"student.epochs: {told}")
+        for epochs, told in (("0", "must be greater than 0"), ("-5", "must be greater than 0"),
+                             ("nan", "expected a number"), ("inf", "expected a number"))
+    ),
     case("an annotator of no configuration", "train-annotator nothing.yaml --output-dir out",
          "neither a file nor a preset"),
 ]  # fmt: skip
@@ -233,9 +240,14 @@ TEMPLATES = [
     case("an endless loop", PROMPTS, PLACE + "OverflowError: Range too big",
          make=says("{% for i in range(99999999) %}a{% endfor %}")),
     case("a wrong type", PROMPTS, PLACE + "TypeError", make=says("{{ texts + 1 }}")),
-    case("copied onto a file", "prompts reviews.yaml --copy-to reviews.yaml",
+    case("copied onto a file", "prompts --copy-to reviews.yaml",
          "cannot write the templates to reviews.yaml"),
-    case("copied twice", "prompts reviews.yaml --copy-to own", "exists already: give a new folder", make=says("")),
+    case("copied twice", "prompts --copy-to own", "exists already: give a new folder", make=says("")),
+    case("copied for a configuration", "prompts nonsense --copy-to own", "the same for every configuration: leave out",
+         "'nonsense'"),
+    case("copied with settings", "prompts --copy-to own --set x=y",
+         "the same for every configuration: leave out --set"),
+    case("of nothing", "prompts", "whose prompts? Give a configuration file or a preset"),
     case("of no configuration", "prompts nothing.yaml", "no configuration 'nothing.yaml'"),
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
-from genal_ray.config import presets
+from genal_ray.config import RunConfig, presets
 
 COMMANDS = (
-    "run", "resume", "status", "stop", "compare", "methods", "report", "plan", "doctor", "presets", "train-annotator",
+    "run", "resume", "status", "stop", "verify", "compare", "methods", "report", "plan", "prompts", "doctor", "presets",
+    "train-annotator",
 )  # fmt: skip
 
 
@@ -57,6 +59,14 @@ def test_every_command_has_help_with_an_example(command: str, capsys: pytest.Cap
     assert main([command, "--help"]) == 0
     out = capsys.readouterr().out
     assert f"Example: genal-ray {command}" in out
+
+
+@pytest.mark.parametrize("command", ["plan", "prompts", "methods", "presets"])
+def test_the_example_of_a_command_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    example = capsys.readouterr().out.partition("Example: genal-ray ")[2]
+    assert main(shlex.split(example)) == 0
+    assert capsys.readouterr().out
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +182,34 @@ def test_prompts_are_shown_with_the_data_of_the_configuration(
     assert [len(c["messages"]) for c in conversations] == [2, 4, 2]
     assert "customer messages" in conversations[0]["messages"][1]["content"]
     assert list(conversations[2]["schema"]["properties"]) == ["1", "2"]
-    assert main(["prompts", "demo", "--copy-to", str(tmp_path)]) == 0
+    assert main(["prompts", "--copy-to", str(tmp_path)]) == 0
     (tmp_path / "classification" / "labeling.jinja").write_text("{% block user %}label {{ texts[0] }}{% endblock %}")
     capsys.readouterr()
     assert main(["prompts", "demo", *evokd, "--set", f"llm.prompts={tmp_path}"]) == 0
     assert "--- labeling, user\nlabel " in capsys.readouterr().out
-    assert "exists already" in refused(capsys, "prompts", "demo", "--copy-to", str(tmp_path))
+    assert "exists already" in refused(capsys, "prompts", "--copy-to", str(tmp_path))
+
+
+def test_copied_templates_are_listed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompts", "--copy-to", str(tmp_path / "own"), "--json"]) == 0
+    copied = json.loads(capsys.readouterr().out)["templates"]
+    assert sorted(copied) == sorted(str(path) for path in (tmp_path / "own").rglob("*.jinja"))
+
+
+def test_prompts_of_a_method_that_asks_no_model(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["prompts", str(reviews)]) == 0
+    assert "no model is told anything" in capsys.readouterr().out
+    assert main(["prompts", str(reviews), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"conversations": []}
+
+
+@pytest.mark.parametrize("settings", [["--epochs", "2"], ["--set", "student.epochs=5", "--epochs", "2"]])
+def test_epochs_of_an_annotator_override_the_configuration(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: RunConfig, output_dir: Path, **options: object) -> dict[str, float]:
+        return {"epochs": config.student.epochs}
+
+    monkeypatch.setattr("genal_ray.annotator_training.train_annotator", train)
+    assert main(["train-annotator", "demo", "--output-dir", str(tmp_path), "--json", *settings]) == 0
+    assert json.loads(capsys.readouterr().out)["epochs"] == 2

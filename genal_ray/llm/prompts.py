@@ -30,7 +30,7 @@ from genal_ray.llm import Message, Role
 
 TURNS: tuple[Role, ...] = ("system", "user")
 Block = Callable[[Context], Iterator[str]]
-REMEDY = "`genal-ray prompts CONFIG --copy-to DIR` writes the templates that ship"
+REMEDY = "`genal-ray prompts --copy-to DIR` writes the templates that ship"
 
 
 class Prompts:
