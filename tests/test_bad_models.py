@@ -104,7 +104,10 @@ def own_code(kind: str, *, model_type: str | None = "homemade") -> Spoil:
 
 
 STUDENT = PLAN + " --set student.model=./model"
-WRITES = PLAN + " --set generator.model=./model --set annotators.synthetic=hidden --set generator.max_model_len=512"
+WRITES = (
+    PLAN + " --set generator.model=./model --set strategy.name=asal --set annotators.synthetic=hidden"
+    " --set generator.max_model_len=512"
+)
 LABELED = WRITES.replace("synthetic=hidden", "synthetic='{name: classifier, path: ./annotator}'")
 LINEAR = LABELED.replace("classifier", "linear")
 PICKLE = "its weights are a pickle (pytorch_model.bin), which can run code when it is loaded: save the model as"
