@@ -35,7 +35,7 @@ FILES = [
     case("a section missing", PLAN, "reviews.yaml: student: missing", "with --set student=",
          make=config(CONFIG.replace("student", "#"))),
     case("parts that contradict", PLAN, AT_8 + "selection.mix: must be score with badge, got fixed",
-         make=config(CONFIG.replace("entropy", "badge") + "selection: {mix: fixed}\n")),
+         make=config(CONFIG.replace("entropy", "badge") + "selection: {mix: fixed}\ngenerator: {model: g}\n")),
     case("a best of n of batches", PLAN, "reviews.yaml, line 6: acquisition: badge chooses whole batches",
          make=config(CONFIG.replace("entropy", "badge") + "strategy: best_of_n\ngenerator: {model: g}\n")),
     case("an offload that DeepSpeed ignores", PLAN, AT_8 + "learner.offload_parameters: needs learner.zero_stage 3",
