@@ -64,16 +64,13 @@ def train_annotator(
 
 
 def _full_corpus(config: RunConfig) -> Corpus:
-    everything = {"pool_size": 1.0, "initial_labeled": 1, "initial_method": "random", "evaluation_size": 1.0}
+    everything = {"pool_size": 1.0, "initial_labeled": 1, "evaluation_size": 1.0}
     return load_corpus(config.model_copy(update={"data": config.data.model_copy(update=everything)}))
 
 
 def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[Text], list[Label]]:
-    known = [instance for instance in corpus.pool if instance.id in corpus.hidden_labels]
-    if not known:
-        raise UserError("no training row has a label, and a classifier learns from labels: name the annotator llm")
-    chosen = permutation(len(known), seed=seed, purpose="annotator")[:rows]
-    instances = [known[i] for i in chosen]
+    chosen = permutation(len(corpus.pool), seed=seed, purpose="annotator")[:rows]
+    instances = [corpus.pool[i] for i in chosen]
     labels = [corpus.hidden_labels[instance.id] for instance in instances]
     if len({kind for label in labels for kind in corpus.labels.kinds(label)}) < (1 if corpus.labels.tags_words else 2):
         raise UserError(f"{rows} training rows have too few labels to learn from: raise --rows")

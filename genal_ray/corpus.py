@@ -21,9 +21,6 @@ from genal_ray.sampling import Indices, balanced, permutation, strata, stratifie
 from genal_ray.tasks import Task, build_task
 from genal_ray.types import Instance, Label, LabeledInstance, Text
 
-Kinds = Sequence[int] | None
-"""Of an instance: its class, or the types of its entities; None where it has no label."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
@@ -33,7 +30,7 @@ class Corpus:
     pool: tuple[Instance, ...]
     """The real pool R, the initial labeled set included."""
     hidden_labels: Mapping[str, Label]
-    """Instance id -> label of the pool instances that came with one: what the `hidden` annotator reveals."""
+    """Instance id -> label of every pool instance: what the `hidden` annotator reveals."""
     initial_ids: tuple[str, ...]
     """Ids of the initial labeled set, in the order in which they are labeled; empty when k-means is to choose them."""
     evaluation: tuple[LabeledInstance, ...]
@@ -55,28 +52,25 @@ def load_corpus(config: RunConfig) -> Corpus:
     """The corpus that `data`, `task` and `seed` decide; ids are `r-000012` for row 12 of the training split.
 
     Texts count as the same when only their spacing differs. A share for the pool is one of the whole training split.
-    Training rows may lack labels where the annotator of real instances gives its own.
 
     Raises UserError for missing or malformed data (naming file and line), a pool with less than two classes, and
     sizes that the data does not have.
     """
     data, task = config.data, build_task(config.task)
     _check_kind(task, config)
-    complete = config.annotators.real.reveals
-    training = read_examples(data, data.train, labels=config.task.labels, tagged=task.tags_words, complete=complete)
+    training = read_examples(data, data.train, labels=config.task.labels, tagged=task.tags_words)
     space = task.label_space(_label_names(task, config, training))
     evaluation = read_examples(data, data.evaluation, labels=space.names, tagged=task.tags_words)
     rows, num_duplicates, num_overlapping = _usable_rows(training, evaluation)
     pool_rows = _pool_rows(data, training, rows, seed=config.seed)
     labels = [_label(space, training, row) for row in pool_rows]
-    kinds = [None if label is None else space.kinds(label) for label in labels]
-    _check_kinds(kinds, task, training)
+    _check_kinds({kind for label in labels for kind in space.kinds(label)}, len(pool_rows), task, training)
     pool = tuple(_instance(f"r-{row:06d}", training.texts[row]) for row in pool_rows)
-    initial = _initial_positions(data, kinds, training, seed=config.seed)
+    initial = _initial_positions(data, [space.kinds(label) for label in labels], seed=config.seed)
     return Corpus(
         labels=space,
         pool=pool,
-        hidden_labels={i.id: label for i, label in zip(pool, labels, strict=True) if label is not None},
+        hidden_labels={instance.id: label for instance, label in zip(pool, labels, strict=True)},
         initial_ids=tuple(pool[i].id for i in initial),
         evaluation=_evaluation_set(data, evaluation, space, seed=config.seed),
         num_training_rows=len(training.texts),
@@ -101,21 +95,12 @@ def _check_kind(task: Task, config: RunConfig) -> None:
 
 def _label_names(task: Task, config: RunConfig, training: Examples) -> tuple[str, ...]:
     """The configured ones, or those of the training split; of tags, the entity types."""
-    labels = [label for label in training.labels if label is not None]
-    if len(labels) < len(training.labels):
-        if config.task.labels is None:
-            raise UserError(
-                f"{training.place}: {len(training.labels) - len(labels)} of {len(training.labels)} rows have no label "
-                f"({config.data.label_column}): name all labels in task.labels, so that annotators.real "
-                f"({config.annotators.real.name}) knows them, or set data.label_column"
-            )
-        return config.task.labels
     if task.tags_words:
-        found = sorted({tag[2:] for tags in labels for tag in tags if tag != OUTSIDE})
+        found = sorted({tag[2:] for tags in training.labels for tag in tags if tag != OUTSIDE})
         if not found:
             raise UserError(f"{training.place}: no word has an entity's tag: check data.label_column")
         return config.task.labels or tuple(found)
-    found = sorted({str(label) for label in labels})
+    found = sorted({str(label) for label in training.labels})
     if len(found) < 2:
         raise UserError(
             f"{training.place}: every row has the label {found[0]!r}, expected at least two classes: "
@@ -124,9 +109,9 @@ def _label_names(task: Task, config: RunConfig, training: Examples) -> tuple[str
     return config.task.labels or tuple(found)
 
 
-def _label(space: LabelSpace, examples: Examples, row: int) -> Label | None:
-    text, label = examples.texts[row], examples.labels[row]
-    return None if label is None else space.decode(label, text if isinstance(text, str) else text[0])
+def _label(space: LabelSpace, examples: Examples, row: int) -> Label:
+    text = examples.texts[row]
+    return space.decode(examples.labels[row], text if isinstance(text, str) else text[0])
 
 
 def _usable_rows(training: Examples, evaluation: Examples) -> tuple[list[int], int, int]:
@@ -161,19 +146,19 @@ def _pool_rows(data: DataConfig, training: Examples, rows: Sequence[int], *, see
     return [rows[i] for i in np.sort(order)]
 
 
-def _check_kinds(kinds: Sequence[Kinds], task: Task, training: Examples) -> None:
-    """A student needs something to tell apart: two classes, or one type of entities. Rows without labels may be it."""
-    found_kinds = {kind for of_row in kinds if of_row is not None for kind in of_row}
-    if None in kinds or len(found_kinds) >= (1 if task.tags_words else 2):
+def _check_kinds(kinds: set[int], num_rows: int, task: Task, training: Examples) -> None:
+    """A student needs something to tell apart: two classes, or one type of entities."""
+    if len(kinds) >= (1 if task.tags_words else 2):
         return
-    found = "no entity" if task.tags_words else "only one label" if found_kinds else "no instances"
+    found = "no entity" if task.tags_words else "only one label" if kinds else "no instances"
     raise UserError(
-        f"the pool of {len(kinds)} instances from {training.place} has {found}, expected at least "
+        f"the pool of {num_rows} instances from {training.place} has {found}, expected at least "
         f"{'one' if task.tags_words else 'two classes'}: raise data.pool_size, or set another seed"
     )
 
 
-def _initial_positions(data: DataConfig, kinds: Sequence[Kinds], training: Examples, *, seed: int) -> Indices:
+def _initial_positions(data: DataConfig, kinds: Sequence[Sequence[int]], *, seed: int) -> Indices:
+    """`kinds` of each instance of the pool: its class, or the types of its entities."""
     count = share_or_count(data.initial_labeled, len(kinds))
     if count > len(kinds):
         raise UserError(
@@ -182,17 +167,11 @@ def _initial_positions(data: DataConfig, kinds: Sequence[Kinds], training: Examp
         )
     if data.initial_method == "kmeans":
         return np.zeros(0, dtype=np.int64)
-    if data.initial_method == "random":
-        return permutation(len(kinds), seed=seed, purpose="initial")[:count]
-    known = [of_row for of_row in kinds if of_row is not None]
-    if len(known) < len(kinds):
-        raise UserError(
-            f"data.initial_method {data.initial_method} chooses by labels, and {len(kinds) - len(known)} of the "
-            f"{len(kinds)} instances from {training.place} have none: set it to random or kmeans"
-        )
     if data.initial_method == "stratified":
-        return stratified(strata(known), count, seed=seed, purpose="initial")
-    return balanced(known, count, seed=seed, purpose="initial")
+        return stratified(strata(kinds), count, seed=seed, purpose="initial")
+    if data.initial_method == "balanced":
+        return balanced(kinds, count, seed=seed, purpose="initial")
+    return permutation(len(kinds), seed=seed, purpose="initial")[:count]
 
 
 def _evaluation_set(
@@ -204,13 +183,14 @@ def _evaluation_set(
             f"data.evaluation_size asks for {count} instances but {examples.place} has {len(examples.texts)}: lower it"
         )
     rows = np.sort(permutation(len(examples.texts), seed=seed, purpose="evaluation")[:count])
-    labels = [_label(space, examples, row) for row in rows.tolist()]
     return tuple(
         LabeledInstance(
-            instance=_instance(f"e-{row:06d}", examples.texts[row]), label=label, annotator="hidden", round=0
+            instance=_instance(f"e-{row:06d}", examples.texts[row]),
+            label=_label(space, examples, row),
+            annotator="hidden",
+            round=0,
         )
-        for row, label in zip(rows.tolist(), labels, strict=True)
-        if label is not None  # each has one
+        for row in rows.tolist()
     )
 
 

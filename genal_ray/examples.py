@@ -20,8 +20,6 @@ from genal_ray.validation import suggestion
 MAX_CHARACTERS = 1_000_000
 """Of a text; no model reads as much, and everything that looks at a text would take its time."""
 
-UNLABELED = "training rows may lack labels where annotators.real gives them, such as llm"
-
 PAIR_COLUMN = "text_pair"
 """A column of this name marks a data set of pairs."""
 
@@ -32,15 +30,14 @@ class Examples:
 
     place: str
     texts: list[Text] = field(default_factory=list)
-    labels: list[str | list[str] | None] = field(default_factory=list)
-    """Label names, or the names of the words' tags; None where the row has none."""
+    labels: list[str | list[str]] = field(default_factory=list)
+    """Label names, or the names of the words' tags."""
 
 
 def read_examples(
-    data: DataConfig, split: str, *, labels: Sequence[str] | None, tagged: bool = False, complete: bool = True
+    data: DataConfig, split: str, *, labels: Sequence[str] | None, tagged: bool = False
 ) -> Examples:
     """All rows of a split. `labels` are the names that may occur; None: any. `tagged`: rows are words and their tags.
-    Unless it has to be `complete`, rows may lack their labels: the column, or a value that is not null.
 
     Raises UserError naming file and line for a missing column, a value of the wrong kind, an empty text or an
     unknown label, and for a split without rows.
@@ -49,9 +46,9 @@ def read_examples(
     parse = (_TaggedRowParser if tagged else _RowParser)(data, table, labels)
     examples = Examples(place=table.place)
     for number, row in table.rows:
-        bare = not complete and row.get(data.label_column) is None
-        examples.texts.append(parse.text(number, row))
-        examples.labels.append(None if bare else parse.label(number, row))
+        text, label = parse(number, row)
+        examples.texts.append(text)
+        examples.labels.append(label)
     if not examples.texts:
         raise UserError(f"{table.place} holds no rows")
     return examples
@@ -66,7 +63,7 @@ class _RowParser:
         self._known = None if labels is None else frozenset(labels)
         self._class_names = table.class_names.get(data.label_column)
 
-    def text(self, number: int, row: Row) -> Text:
+    def __call__(self, number: int, row: Row) -> tuple[Text, str | list[str]]:
         data = self._data
         if data.text_pair_column is None:
             if PAIR_COLUMN in row and data.text_column != PAIR_COLUMN:
@@ -74,8 +71,9 @@ class _RowParser:
                     f"{self._table.at(number)}: text pairs (there is a column {PAIR_COLUMN!r}) where single texts are "
                     f"expected: set task.kind=text_pair and data.text_pair_column={PAIR_COLUMN}, or drop the column"
                 )
-            return self._text(number, row, "text_column")
-        return self._text(number, row, "text_column"), self._text(number, row, "text_pair_column")
+            return self._text(number, row, "text_column"), self._label(number, row)
+        pair = self._text(number, row, "text_column"), self._text(number, row, "text_pair_column")
+        return pair, self._label(number, row)
 
     def _text(self, number: int, row: Row, key: str) -> str:
         column: str = getattr(self._data, key)
@@ -108,15 +106,13 @@ class _RowParser:
                 f"{self._table.at(number)}: column {column!r} is not valid Unicode ({error.reason}): mend the row"
             ) from error
 
-    def label(self, number: int, row: Row) -> str | list[str]:
+    def _label(self, number: int, row: Row) -> str:
         column = self._data.label_column
         value = self._value(number, row, column, "label_column")
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, str | int):
-            hint = f": {UNLABELED}" if value is None else ""
-            found = f"found {value!r:.80}{hint}"
-            raise UserError(f"{self._table.at(number)}: column {column!r} should hold a label, {found}")
+            raise UserError(f"{self._table.at(number)}: column {column!r} should hold a label, found {value!r:.80}")
         name = self._name(number, value)
         if not is_name(name):
             raise UserError(
@@ -158,7 +154,7 @@ class _RowParser:
             known = [str(name) for name in row]
             raise UserError(
                 f"{self._table.at(number)}: no column {column!r}{suggestion(column, known)} "
-                f"(there are: {', '.join(known)}); set data.{key}{f'; {UNLABELED}' if key == 'label_column' else ''}"
+                f"(there are: {', '.join(known)}); set data.{key}"
             ) from error
 
 
@@ -169,17 +165,14 @@ _PREFIXES = {"B-": BEGIN, "I-": INSIDE, "S-": BEGIN, "U-": BEGIN, "E-": INSIDE, 
 class _TaggedRowParser(_RowParser):
     """Takes words and tags out of the rows of one table; the text is the words with a space between them."""
 
-    def text(self, number: int, row: Row) -> str:
+    def __call__(self, number: int, row: Row) -> tuple[Text, list[str]]:
         words = self._list(number, row, "text_column")
+        tags = self._list(number, row, "label_column")
+        if len(words) != len(tags):
+            raise UserError(f"{self._table.at(number)}: {len(words)} words and {len(tags)} tags: mend the row")
         for word in words:
             self._check_word(number, word)
-        return " ".join(words)
-
-    def label(self, number: int, row: Row) -> list[str]:
-        num_words, tags = len(self._list(number, row, "text_column")), self._list(number, row, "label_column")
-        if num_words != len(tags):
-            raise UserError(f"{self._table.at(number)}: {num_words} words and {len(tags)} tags: mend the row")
-        return [self._tag(number, tag) for tag in tags]
+        return " ".join(words), [self._tag(number, tag) for tag in tags]
 
     def _list(self, number: int, row: Row, key: str) -> list[Any]:
         column: str = getattr(self._data, key)

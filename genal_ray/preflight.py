@@ -63,14 +63,14 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
             _check_endpoint(config.llm)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
-        _refuse_revealing(config)
+        _check_knows_written(config)
         config.annotators.synthetic.check(corpus)
     return Preflight(corpus=corpus, task=task, budget=budget, notes=tuple(_notes(config, corpus, budget)))
 
 
-def _refuse_revealing(config: RunConfig) -> None:
+def _check_knows_written(config: RunConfig) -> None:
     annotator = config.annotators.synthetic
-    if config.labels_synthetic and annotator is not None and annotator.reveals:
+    if config.labels_synthetic and annotator is not None and not annotator.knows_written:
         raise UserError(
             f"annotators.synthetic is {annotator.name}, which knows the labels of the data set's own texts and of none "
             "that is written: name llm, or train a classifier for it with `genal-ray train-annotator`"
@@ -120,19 +120,13 @@ def _check_same_run(config: RunConfig, store: RunDirectory) -> None:
 
 def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
     notes = []
-    if bare := len(corpus.pool) - len(corpus.hidden_labels):
-        notes.append(
-            f"{bare} of {len(corpus.pool)} instances have no label in the column {config.data.label_column!r}: "
-            f"{config.annotators.real.name} labels those that are chosen"
-        )
     if corpus.num_duplicates:
         notes.append(f"{corpus.num_duplicates} training rows repeat an earlier text and are left out of the pool")
     if corpus.num_overlapping:
         notes.append(f"{corpus.num_overlapping} training rows occur in the evaluation split and are left out")
-    known = [corpus.hidden_labels[id] for id in corpus.initial_ids if id in corpus.hidden_labels]
-    labels = Counter(kind for label in known for kind in corpus.labels.kinds(label))
+    labels = Counter(kind for id in corpus.initial_ids for kind in corpus.labels.kinds(corpus.hidden_labels[id]))
     missing = [name for i, name in enumerate(corpus.label_names) if not labels[i]]
-    if missing and len(known) == budget.initial:
+    if missing and config.data.initial_method != "kmeans":
         notes.append(
             f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
             "data.initial_method=stratified takes every class where it can"

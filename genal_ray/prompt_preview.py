@@ -15,7 +15,6 @@ from genal_ray.annotators.llm import PURPOSE, LLMAnnotator
 from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
-from genal_ray.entities import words_of
 from genal_ray.errors import UserError
 from genal_ray.llm import Message
 from genal_ray.llm.prompts import Prompts
@@ -23,7 +22,7 @@ from genal_ray.pools import Pools
 from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task, build_task
 from genal_ray.teaching import Lesson, Observation
-from genal_ray.types import Instance, Label, LabeledInstance, Prediction
+from genal_ray.types import Label, LabeledInstance, Prediction
 
 T = TypeVar("T")
 
@@ -142,23 +141,11 @@ def _wrong(label: Label, corpus: Corpus) -> Label:
 
 
 def _labeled(corpus: Corpus) -> list[LabeledInstance]:
-    """The initial labeled set; with k-means, the head of the pool stands in for it. Where there are no labels yet, the
-    first class does, or no entities."""
+    """The initial labeled set; with k-means, the head of the pool stands in for it."""
     ids = corpus.initial_ids or tuple(instance.id for instance in corpus.pool[:NUM_SHOWN])
     found = {instance.id: instance for instance in corpus.pool}
-    return [
-        LabeledInstance(
-            instance=found[id],
-            label=corpus.hidden_labels.get(id, _stand_in(corpus, found[id])),
-            annotator="hidden",
-            round=0,
-        )
-        for id in ids
-    ]
-
-
-def _stand_in(corpus: Corpus, instance: Instance) -> Label:
-    return (0,) * len(words_of(instance.text)) if corpus.labels.tags_words else 0
+    labels = corpus.hidden_labels
+    return [LabeledInstance(instance=found[id], label=labels[id], annotator="hidden", round=0) for id in ids]
 
 
 def _labeling(annotator: LLMAnnotator, prompts: Prompts, config: RunConfig, corpus: Corpus) -> Conversation:

@@ -12,6 +12,7 @@ import pytest
 from tiny_students import make_encoder
 
 from genal_ray import preflight
+from genal_ray.annotators.hidden import Hidden
 from genal_ray.config import RunConfig, load_config
 from genal_ray.errors import UserError
 from genal_ray.methods import find_method
@@ -22,7 +23,7 @@ from genal_ray.store import RunDirectory
 @pytest.fixture
 def demo(tiny_lm: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
     """The bundled example over a random generator, with settings on top; the annotator is one for any data."""
-    monkeypatch.setattr(preflight, "_refuse_revealing", lambda _: None)
+    monkeypatch.setattr(Hidden, "knows_written", True)
 
     def configure(*settings: str) -> RunConfig:
         return load_config(

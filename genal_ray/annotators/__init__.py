@@ -73,8 +73,8 @@ class Annotator(Plugin):
     asks_llm: ClassVar[bool] = False
     """Whether it needs the chat model of the section `llm`."""
 
-    reveals: ClassVar[bool] = False
-    """Whether it tells the labels that came with the data: every training row needs one, no written text has any."""
+    knows_written: ClassVar[bool] = True
+    """Whether it can label texts that are not of the data set."""
 
     @abstractmethod
     def check(self, corpus: Corpus) -> None:

@@ -26,7 +26,7 @@ class Hidden(Annotator):
     """Reveals the data set's own labels; knows real instances only."""
 
     name: str = "hidden"
-    reveals: ClassVar[bool] = True
+    knows_written: ClassVar[bool] = False
 
     def check(self, corpus: Corpus) -> None:
         """Every pool instance has its label by construction of the corpus."""

@@ -72,8 +72,6 @@ class LLMAnnotator(Annotator):
             )
         if self.probes and not corpus.initial_ids:
             raise UserError("annotator llm: probes are of the initial labeled set, which k-means has yet to choose")
-        if self.probes and not any(id in corpus.hidden_labels for id in corpus.initial_ids):
-            raise UserError("annotator llm: probes need labels, and no row of the initial labeled set came with one")
         unknown = sorted(set(self.descriptions) - set(corpus.label_names))
         if unknown:
             raise UserError(
@@ -260,5 +258,5 @@ def _probes(corpus: Corpus, count: int) -> tuple[LabeledInstance, ...]:
     pool = {instance.id: instance for instance in corpus.pool}
     return tuple(
         LabeledInstance(instance=pool[id], label=corpus.hidden_labels[id], annotator="hidden", round=0)
-        for id in [id for id in corpus.initial_ids if id in corpus.hidden_labels][:count]
+        for id in corpus.initial_ids[:count]
     )
