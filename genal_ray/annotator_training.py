@@ -1,6 +1,6 @@
 """Training of the classifier that labels synthetic instances: `genal-ray train-annotator`.
 
-full training split (no text twice, none of the evaluation split) -> fit -> folder -> accuracy on the whole
+training rows with a label (no text twice, none of the evaluation split) -> fit -> folder -> accuracy on the whole
 evaluation split -> annotator.json beside the weights
 """
 
@@ -31,7 +31,8 @@ def train_annotator(
     model: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Fine-tune `student.model`, or `model`, on the full training split; returns what annotator.json records.
+    """Fine-tune `student.model`, or `model`, on all of the training split that is labeled; returns what annotator.json
+    records.
 
     `rows` takes a random part of the split (of at least 2 classes); `progress` counts optimiser steps. The result is
     measured as it will be used, on the whole evaluation split.
@@ -69,11 +70,13 @@ def _full_corpus(config: RunConfig) -> Corpus:
 
 
 def _training_set(corpus: Corpus, rows: int | None, *, seed: int) -> tuple[list[Text], list[Label]]:
-    chosen = permutation(len(corpus.pool), seed=seed, purpose="annotator")[:rows]
-    instances = [corpus.pool[i] for i in chosen]
+    labeled = [instance for instance in corpus.pool if instance.id in corpus.hidden_labels]
+    instances = [labeled[i] for i in permutation(len(labeled), seed=seed, purpose="annotator")[:rows]]
     labels = [corpus.hidden_labels[instance.id] for instance in instances]
     if len({kind for label in labels for kind in corpus.labels.kinds(label)}) < (1 if corpus.labels.tags_words else 2):
-        raise UserError(f"{rows} training rows have too few labels to learn from: raise --rows")
+        raise UserError(
+            f"{len(instances)} training rows have too few labels to learn from: raise --rows, or label more of them"
+        )
     return [instance.student_input for instance in instances], labels
 
 

@@ -79,7 +79,10 @@ class TaskConfig(Section):
     kind: str = Field("single_text", description="single_text, text_pair, ner, or package.module:Class")
     domain: str = Field(min_length=1, description="what the texts are, in the plural: 'movie reviews'")
     labels: tuple[str, ...] | None = Field(
-        None, min_length=1, description="label names (entity types) in order; default: the training split's, sorted"
+        None,
+        min_length=1,
+        description="label names (entity types) in order; default: the training split's, sorted, with the evaluation "
+        "split's where training rows have none",
     )
     instruction: str | None = Field(None, description="replaces the first line of the prompt; {domain} is filled in")
     num_examples: int = Field(3, ge=1, le=64, description="in-context examples per prompt (p)")
@@ -278,7 +281,9 @@ class ScorerConfig(Section):
 class AnnotatorsConfig(Section):
     """Who labels what."""
 
-    real: RealAnnotator = Field(default="hidden", description="labels real instances")  # type: ignore[assignment]
+    real: RealAnnotator = Field(  # type: ignore[assignment]
+        default="hidden", description="labels real instances; with any but hidden, training rows may have no label"
+    )
     synthetic: SyntheticAnnotator | None = Field(
         None, description="labels synthetic instances; required when a generator writes them"
     )

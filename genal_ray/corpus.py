@@ -21,6 +21,9 @@ from genal_ray.sampling import Indices, balanced, permutation, strata, stratifie
 from genal_ray.tasks import Task, build_task
 from genal_ray.types import Instance, Label, LabeledInstance, Text
 
+UNLABELED = "; for texts without labels name an annotator that gives them, such as annotators.real=llm"
+"""What else helps where rows lack the labels that the `hidden` annotator is to reveal."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corpus:
@@ -30,7 +33,8 @@ class Corpus:
     pool: tuple[Instance, ...]
     """The real pool R, the initial labeled set included."""
     hidden_labels: Mapping[str, Label]
-    """Instance id -> label of every pool instance: what the `hidden` annotator reveals."""
+    """Instance id -> label of the pool instances that have one in the data: what the `hidden` annotator reveals. With
+    that annotator all have one."""
     initial_ids: tuple[str, ...]
     """Ids of the initial labeled set, in the order in which they are labeled; empty when k-means is to choose them."""
     evaluation: tuple[LabeledInstance, ...]
@@ -51,26 +55,41 @@ class Corpus:
 def load_corpus(config: RunConfig) -> Corpus:
     """The corpus that `data`, `task` and `seed` decide; ids are `r-000012` for row 12 of the training split.
 
-    Texts count as the same when only their spacing differs. A share for the pool is one of the whole training split.
+    Texts count as the same when only their spacing differs. A share for the pool is one of the whole training split,
+    whose rows need no labels unless `annotators.real` does.
 
-    Raises UserError for missing or malformed data (naming file and line), a pool with less than two classes, and
-    sizes that the data does not have.
+    Raises UserError for missing or malformed data (naming file and line), a pool with less than two classes, an initial
+    set by labels that rows lack, and sizes that the data does not have.
     """
     data, task = config.data, build_task(config.task)
     _check_kind(task, config)
-    training = read_examples(data, data.train, labels=config.task.labels, tagged=task.tags_words)
-    space = task.label_space(_label_names(task, config, training))
-    evaluation = read_examples(data, data.evaluation, labels=space.names, tagged=task.tags_words)
+    training = read_examples(
+        data,
+        data.train,
+        labels=config.task.labels,
+        tagged=task.tags_words,
+        unlabeled=UNLABELED if config.annotators.real.needs_labels else None,
+    )
+    names = config.task.labels if None in training.labels else _label_names(task, config, training)
+    evaluation = read_examples(
+        data,
+        data.evaluation,
+        labels=names,
+        tagged=task.tags_words,
+        unlabeled="; rows of the evaluation split need one, whoever labels the others",
+    )
+    space = task.label_space(names or _label_names(task, config, training, evaluation))
     rows, num_duplicates, num_overlapping = _usable_rows(training, evaluation)
     pool_rows = _pool_rows(data, training, rows, seed=config.seed)
-    labels = [_label(space, training, row) for row in pool_rows]
-    _check_kinds({kind for label in labels for kind in space.kinds(label)}, len(pool_rows), task, training)
+    labels = [None if training.labels[row] is None else _label(space, training, row) for row in pool_rows]
+    kinds = [[] if label is None else space.kinds(label) for label in labels]
+    _check_labels(labels, {kind for found in kinds for kind in found}, task, data, training)
     pool = tuple(_instance(f"r-{row:06d}", training.texts[row]) for row in pool_rows)
-    initial = _initial_positions(data, [space.kinds(label) for label in labels], seed=config.seed)
+    initial = _initial_positions(data, kinds, seed=config.seed)
     return Corpus(
         labels=space,
         pool=pool,
-        hidden_labels={instance.id: label for instance, label in zip(pool, labels, strict=True)},
+        hidden_labels={i.id: label for i, label in zip(pool, labels, strict=True) if label is not None},
         initial_ids=tuple(pool[i].id for i in initial),
         evaluation=_evaluation_set(data, evaluation, space, seed=config.seed),
         num_training_rows=len(training.texts),
@@ -93,17 +112,19 @@ def _check_kind(task: Task, config: RunConfig) -> None:
         )
 
 
-def _label_names(task: Task, config: RunConfig, training: Examples) -> tuple[str, ...]:
-    """The configured ones, or those of the training split; of tags, the entity types."""
+def _label_names(task: Task, config: RunConfig, *splits: Examples) -> tuple[str, ...]:
+    """The configured ones, or those of the splits; of tags, the entity types."""
+    place = " and ".join(split.place for split in splits)
+    labels = [label for split in splits for label in split.labels if label is not None]
     if task.tags_words:
-        found = sorted({tag[2:] for tags in training.labels for tag in tags if tag != OUTSIDE})
+        found = sorted({tag[2:] for tags in labels for tag in tags if tag != OUTSIDE})
         if not found:
-            raise UserError(f"{training.place}: no word has an entity's tag: check data.label_column")
+            raise UserError(f"{place}: no word has an entity's tag: check data.label_column")
         return config.task.labels or tuple(found)
-    found = sorted({str(label) for label in training.labels})
+    found = sorted({str(label) for label in labels})
     if len(found) < 2:
         raise UserError(
-            f"{training.place}: every row has the label {found[0]!r}, expected at least two classes: "
+            f"{place}: every label is {found[0]!r}, expected at least two classes: "
             f"check data.label_column ({config.data.label_column})"
         )
     return config.task.labels or tuple(found)
@@ -146,13 +167,23 @@ def _pool_rows(data: DataConfig, training: Examples, rows: Sequence[int], *, see
     return [rows[i] for i in np.sort(order)]
 
 
-def _check_kinds(kinds: set[int], num_rows: int, task: Task, training: Examples) -> None:
-    """A student needs something to tell apart: two classes, or one type of entities."""
+def _check_labels(
+    labels: Sequence[Label | None], kinds: set[int], task: Task, data: DataConfig, training: Examples
+) -> None:
+    """A student needs something to tell apart: two classes, or one type of entities; where labels are missing, that is
+    the annotator's to find, but an initial set that is chosen by labels needs them all."""
+    if None in labels:
+        if data.initial_method in ("stratified", "balanced"):
+            raise UserError(
+                f"data.initial_method={data.initial_method} chooses by labels, and {labels.count(None)} of the pool's "
+                f"{len(labels)} texts from {training.place} have none: set data.initial_method=random or kmeans"
+            )
+        return
     if len(kinds) >= (1 if task.tags_words else 2):
         return
     found = "no entity" if task.tags_words else "only one label" if kinds else "no instances"
     raise UserError(
-        f"the pool of {num_rows} instances from {training.place} has {found}, expected at least "
+        f"the pool of {len(labels)} instances from {training.place} has {found}, expected at least "
         f"{'one' if task.tags_words else 'two classes'}: raise data.pool_size, or set another seed"
     )
 

@@ -5,9 +5,9 @@ Table -> column and type checks, label names -> Examples (columns of equal lengt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from genal_ray.config_sections import DataConfig
 from genal_ray.entities import BEGIN, INSIDE, OUTSIDE
@@ -16,6 +16,8 @@ from genal_ray.readers import Row, Table, open_split
 from genal_ray.text import is_name
 from genal_ray.types import Text
 from genal_ray.validation import suggestion
+
+T = TypeVar("T")
 
 MAX_CHARACTERS = 1_000_000
 """Of a text; no model reads as much, and everything that looks at a text would take its time."""
@@ -30,20 +32,27 @@ class Examples:
 
     place: str
     texts: list[Text] = field(default_factory=list)
-    labels: list[str | list[str]] = field(default_factory=list)
-    """Label names, or the names of the words' tags."""
+    labels: list[str | list[str] | None] = field(default_factory=list)
+    """Label names, or the names of the words' tags; None for a row without."""
 
 
 def read_examples(
-    data: DataConfig, split: str, *, labels: Sequence[str] | None, tagged: bool = False
+    data: DataConfig,
+    split: str,
+    *,
+    labels: Sequence[str] | None,
+    tagged: bool = False,
+    unlabeled: str | None = "",
 ) -> Examples:
     """All rows of a split. `labels` are the names that may occur; None: any. `tagged`: rows are words and their tags.
+    `unlabeled` ends the complaint about a row without a label (no such column, or null or nothing in it); None: it is
+    taken without.
 
     Raises UserError naming file and line for a missing column, a value of the wrong kind, an empty text or an
     unknown label, and for a split without rows.
     """
     table = open_split(data, split)
-    parse = (_TaggedRowParser if tagged else _RowParser)(data, table, labels)
+    parse = (_TaggedRowParser if tagged else _RowParser)(data, table, labels, unlabeled)
     examples = Examples(place=table.place)
     for number, row in table.rows:
         text, label = parse(number, row)
@@ -57,13 +66,16 @@ def read_examples(
 class _RowParser:
     """Takes text and label out of the rows of one table."""
 
-    def __init__(self, data: DataConfig, table: Table, labels: Sequence[str] | None) -> None:
+    def __init__(
+        self, data: DataConfig, table: Table, labels: Sequence[str] | None, unlabeled: str | None
+    ) -> None:
         self._data = data
         self._table = table
+        self._unlabeled = unlabeled
         self._known = None if labels is None else frozenset(labels)
         self._class_names = table.class_names.get(data.label_column)
 
-    def __call__(self, number: int, row: Row) -> tuple[Text, str | list[str]]:
+    def __call__(self, number: int, row: Row) -> tuple[Text, str | list[str] | None]:
         data = self._data
         if data.text_pair_column is None:
             if PAIR_COLUMN in row and data.text_column != PAIR_COLUMN:
@@ -71,9 +83,23 @@ class _RowParser:
                     f"{self._table.at(number)}: text pairs (there is a column {PAIR_COLUMN!r}) where single texts are "
                     f"expected: set task.kind=text_pair and data.text_pair_column={PAIR_COLUMN}, or drop the column"
                 )
-            return self._text(number, row, "text_column"), self._label(number, row)
-        pair = self._text(number, row, "text_column"), self._text(number, row, "text_pair_column")
-        return pair, self._label(number, row)
+            text: Text = self._text(number, row, "text_column")
+        else:
+            text = self._text(number, row, "text_column"), self._text(number, row, "text_pair_column")
+        return text, self._if_labeled(row, lambda: self._label(number, row))
+
+    def _if_labeled(self, row: Row, read: Callable[[], T]) -> T | None:
+        """What `read` makes of a row's label; None where the row has none and need not have one."""
+        value = row.get(self._data.label_column)
+        missing = value is None or (value == "" and "" not in (self._data.label_names or {}))
+        if missing and self._unlabeled is None:
+            return None
+        try:
+            return read()
+        except UserError as error:
+            if missing:
+                raise UserError(f"{error}{self._unlabeled}") from error
+            raise
 
     def _text(self, number: int, row: Row, key: str) -> str:
         column: str = getattr(self._data, key)
@@ -165,14 +191,14 @@ _PREFIXES = {"B-": BEGIN, "I-": INSIDE, "S-": BEGIN, "U-": BEGIN, "E-": INSIDE, 
 class _TaggedRowParser(_RowParser):
     """Takes words and tags out of the rows of one table; the text is the words with a space between them."""
 
-    def __call__(self, number: int, row: Row) -> tuple[Text, list[str]]:
+    def __call__(self, number: int, row: Row) -> tuple[Text, list[str] | None]:
         words = self._list(number, row, "text_column")
-        tags = self._list(number, row, "label_column")
-        if len(words) != len(tags):
+        tags = self._if_labeled(row, lambda: self._list(number, row, "label_column"))
+        if tags is not None and len(words) != len(tags):
             raise UserError(f"{self._table.at(number)}: {len(words)} words and {len(tags)} tags: mend the row")
         for word in words:
             self._check_word(number, word)
-        return " ".join(words), [self._tag(number, tag) for tag in tags]
+        return " ".join(words), None if tags is None else [self._tag(number, tag) for tag in tags]
 
     def _list(self, number: int, row: Row, key: str) -> list[Any]:
         column: str = getattr(self._data, key)

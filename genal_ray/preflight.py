@@ -124,9 +124,16 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
         notes.append(f"{corpus.num_duplicates} training rows repeat an earlier text and are left out of the pool")
     if corpus.num_overlapping:
         notes.append(f"{corpus.num_overlapping} training rows occur in the evaluation split and are left out")
-    labels = Counter(kind for id in corpus.initial_ids for kind in corpus.labels.kinds(corpus.hidden_labels[id]))
+    unlabeled = len(corpus.pool) - len(corpus.hidden_labels)
+    if unlabeled:
+        notes.append(
+            f"{unlabeled} of the pool's {len(corpus.pool)} texts have no label in the data: the annotator "
+            f"{config.annotators.real.name} gives them theirs (labels: {', '.join(corpus.label_names)})"
+        )
+    known = [corpus.hidden_labels[id] for id in corpus.initial_ids if not unlabeled]
+    labels = Counter(kind for label in known for kind in corpus.labels.kinds(label))
     missing = [name for i, name in enumerate(corpus.label_names) if not labels[i]]
-    if missing and config.data.initial_method != "kmeans":
+    if missing and known:
         notes.append(
             f"the initial labeled set ({budget.initial}) has no instance of: {', '.join(missing)}; "
             "data.initial_method=stratified takes every class where it can"

@@ -15,6 +15,7 @@ from genal_ray.annotators.llm import PURPOSE, LLMAnnotator
 from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus, load_corpus
+from genal_ray.entities import words_of
 from genal_ray.errors import UserError
 from genal_ray.llm import Message
 from genal_ray.llm.prompts import Prompts
@@ -22,7 +23,7 @@ from genal_ray.pools import Pools
 from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task, build_task
 from genal_ray.teaching import Lesson, Observation
-from genal_ray.types import Label, LabeledInstance, Prediction
+from genal_ray.types import Instance, Label, LabeledInstance, Prediction
 
 T = TypeVar("T")
 
@@ -141,11 +142,18 @@ def _wrong(label: Label, corpus: Corpus) -> Label:
 
 
 def _labeled(corpus: Corpus) -> list[LabeledInstance]:
-    """The initial labeled set; with k-means, the head of the pool stands in for it."""
+    """The initial labeled set; with k-means, the head of the pool stands in for it. Texts without a label have the
+    classes in turn, or no entities."""
     ids = corpus.initial_ids or tuple(instance.id for instance in corpus.pool[:NUM_SHOWN])
     found = {instance.id: instance for instance in corpus.pool}
-    labels = corpus.hidden_labels
+    labels = {id: _stand_in(found[id], i, corpus) for i, id in enumerate(ids)} | dict(corpus.hidden_labels)
     return [LabeledInstance(instance=found[id], label=labels[id], annotator="hidden", round=0) for id in ids]
+
+
+def _stand_in(instance: Instance, position: int, corpus: Corpus) -> Label:
+    if corpus.labels.tags_words:
+        return (0,) * len(words_of(instance.text))
+    return position % len(corpus.label_names)
 
 
 def _labeling(annotator: LLMAnnotator, prompts: Prompts, config: RunConfig, corpus: Corpus) -> Conversation:

@@ -266,7 +266,7 @@ def test_missing_files_are_answered_with_what_is_there(folder: Path) -> None:
 def test_pool_needs_two_classes(folder: Path) -> None:
     assert "expected at least two classes: raise data.pool_size" in complaint(folder, pool_size=1)
     write_jsonl(folder / "train.jsonl", [r for r in rows(30) if r["label"] == "bad"])
-    assert "every row has the label 'bad', expected at least two classes" in complaint(folder)
+    assert "every label is 'bad', expected at least two classes" in complaint(folder)
 
 
 def test_sizes_that_the_data_lacks(folder: Path) -> None:

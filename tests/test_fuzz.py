@@ -88,14 +88,15 @@ FILES = {".jsonl": JSONL, ".csv": CSV, ".parquet": parquet(), ".conll": CONLL, "
 
 
 @SETTINGS
-@given(seed=st.integers(0, 2**32), suffix=st.sampled_from(sorted(FILES)))
-def test_data_files(folder: Path, seed: int, suffix: str) -> None:
+@given(seed=st.integers(0, 2**32), suffix=st.sampled_from(sorted(FILES)), unlabeled=st.sampled_from(["", None]))
+def test_data_files(folder: Path, seed: int, suffix: str, unlabeled: str | None) -> None:
     path = folder / f"rows{suffix}"
     path.write_bytes(mutated(FILES[suffix], seed))
     tagged = suffix in (".conll", ".words.jsonl")
     columns = {"text_column": "tokens", "label_column": "ner_tags"} if tagged else {}
     data = DataConfig(train=str(path), evaluation=str(path), **columns)  # type: ignore[arg-type]
-    holds_or_tells(path, lambda: read_examples(data, data.train, labels=None, tagged=tagged))
+    read = functools.partial(read_examples, data, data.train, labels=None, tagged=tagged, unlabeled=unlabeled)
+    holds_or_tells(path, read)
 
 
 @functools.cache

@@ -76,6 +76,9 @@ class Annotator(Plugin):
     knows_written: ClassVar[bool] = True
     """Whether it can label texts that are not of the data set."""
 
+    needs_labels: ClassVar[bool] = False
+    """Whether every training row must have a label in the data."""
+
     @abstractmethod
     def check(self, corpus: Corpus) -> None:
         """Raise UserError, cheaply and before anything starts, when it cannot label this corpus."""

@@ -27,6 +27,7 @@ class Hidden(Annotator):
 
     name: str = "hidden"
     knows_written: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
 
     def check(self, corpus: Corpus) -> None:
         """Every pool instance has its label by construction of the corpus."""

@@ -62,7 +62,8 @@ class LLMAnnotator(Annotator):
     )
 
     def check(self, corpus: Corpus) -> None:
-        """Raise UserError when labels cannot be told from an abstention, or descriptions name other labels."""
+        """Raise UserError when labels cannot be told from an abstention, probes have none in the data, or
+        descriptions name other labels."""
         if self.abstain and corpus.labels.tags_words:
             raise UserError("annotator llm: abstain=true is for classes; a text without entities has an empty list")
         if self.abstain and ABSTENTION in corpus.label_names:
@@ -72,6 +73,8 @@ class LLMAnnotator(Annotator):
             )
         if self.probes and not corpus.initial_ids:
             raise UserError("annotator llm: probes are of the initial labeled set, which k-means has yet to choose")
+        if any(id not in corpus.hidden_labels for id in corpus.initial_ids[: self.probes]):
+            raise UserError("annotator llm: probes are held against the data's labels, which some lack: set probes=0")
         unknown = sorted(set(self.descriptions) - set(corpus.label_names))
         if unknown:
             raise UserError(
