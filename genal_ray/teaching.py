@@ -86,3 +86,8 @@ class Lesson:
     """The newest labeled instances as the student sees them."""
     analyses: tuple[str, ...]
     """Of earlier rounds, oldest first."""
+
+    def num_texts(self, texts_per_call: int) -> int:
+        """Texts for the budget; for that of a small last round as many as one reply brings, for one text for one label
+        may be an unusable one."""
+        return max(self.budget, min(self.per_round, texts_per_call))

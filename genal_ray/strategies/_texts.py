@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -64,3 +66,13 @@ def as_read(draft: Draft, task: Task) -> str:
 def spread(total: int, parts: int) -> list[int]:
     """`total` in `parts` that differ by at most 1, the larger ones first."""
     return [total // parts + (i < total % parts) for i in range(parts)]
+
+
+def turns(lesson: Lesson, num_kinds: int, texts_per_call: int) -> list[tuple[int, int]]:
+    """(kind, texts) of each reply of a round: kinds 0, 1, ... take turns text by text, on from where the last round
+    ended, so that over the rounds no kind gets more than one text more than another."""
+    first = (lesson.round - 1) * lesson.per_round
+    counts = Counter((first + i) % num_kinds for i in range(lesson.num_texts(texts_per_call)))
+    return [
+        (kind, texts) for kind, total in counts.items() for texts in spread(total, math.ceil(total / texts_per_call))
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import as_read, lists_schema, read_draft, text_schema
+from genal_ray.strategies._texts import as_read, lists_schema, read_draft, text_schema, turns
 from genal_ray.teaching import Draft, Lesson, Teacher
 from genal_ray.types import LabeledInstance
 
@@ -24,6 +23,8 @@ class Auggpt(TeacherStrategy):
     name: str = "auggpt"
     labels_real: ClassVar[bool] = False
 
+    texts_per_call: int = Field(10, ge=1, le=200)
+    """Texts asked for at a time, all of them rephrasings of one."""
     temperature: float = Field(1.0, ge=0, le=2)
 
     @property
@@ -32,10 +33,9 @@ class Auggpt(TeacherStrategy):
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
         initial = [item for item in lesson.labeled if item.round == 0]
-        first = (lesson.round - 1) * lesson.per_round
-        counts = Counter((first + i) % len(initial) for i in range(lesson.budget))
+        calls = turns(lesson, len(initial), self.texts_per_call)
         written = await asyncio.gather(
-            *(self._rephrase(lesson, teacher, initial[i], count, i) for i, count in sorted(counts.items()))
+            *(self._rephrase(lesson, teacher, initial[i], count, number) for number, (i, count) in enumerate(calls))
         )
         return [draft for drafts in written for draft in drafts]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
@@ -11,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import lists_schema, read_draft, spread, text_schema
+from genal_ray.strategies._texts import lists_schema, read_draft, text_schema, turns
 from genal_ray.teaching import Draft, Lesson, Teacher
 
 KEY = "texts"
@@ -20,7 +19,7 @@ KEY = "texts"
 class Direct(TeacherStrategy):
     """EvoKD's baseline: what the student makes of the texts plays no part.
 
-    Texts are asked for label by label, in turns that go on from round to round.
+    The labels take turns text by text, on from where the last round ended.
     """
 
     name: str = "direct"
@@ -39,20 +38,15 @@ class Direct(TeacherStrategy):
         return self.labeling == "merged"
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        shares = spread(lesson.budget, self._num_calls(lesson.budget, lesson))
-        first = (lesson.round - 1) * self._num_calls(lesson.per_round, lesson)
+        calls = turns(lesson, len(lesson.labels.names), self.texts_per_call)
         written = await asyncio.gather(
-            *(self._write(lesson, teacher, count, first + number) for number, count in enumerate(shares))
+            *(self._write(lesson, teacher, kind, count, number) for number, (kind, count) in enumerate(calls))
         )
         return [draft for drafts in written for draft in drafts]
 
-    def _num_calls(self, budget: int, lesson: Lesson) -> int:
-        return max(math.ceil(budget / self.texts_per_call), min(budget, len(lesson.labels.names)))
-
-    async def _write(self, lesson: Lesson, teacher: Teacher, count: int, number: int) -> list[Draft]:
-        """The drafts of one reply; `number` counts the replies of the run."""
+    async def _write(self, lesson: Lesson, teacher: Teacher, kind: int, count: int, number: int) -> list[Draft]:
+        """The drafts of one reply; `number` counts the replies of the round."""
         labels, task = lesson.labels, lesson.task
-        kind = number % len(labels.names)
         examples = [
             {"text": i.instance.student_input, "label": labels.told(i.label, i.instance.text)}
             for i in lesson.labeled

@@ -70,7 +70,7 @@ class Evokd(TeacherStrategy):
         )
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        total = math.ceil(lesson.budget * self.texts_per_label)
+        total = math.ceil(lesson.num_texts(self.texts_per_call) * self.texts_per_label)
         num_hard = round(total * self.hard_share)
         calls = math.ceil(total / self.texts_per_call)
         shares = zip(spread(total, calls), spread(num_hard, calls), strict=True)
