@@ -29,7 +29,7 @@ from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.config_yaml import read_document
 from genal_ray.corpus import Corpus, load_corpus
-from genal_ray.files import in_thread, locked
+from genal_ray.files import in_thread, locked, whole_lines
 from genal_ray.ledger import Ledger
 from genal_ray.llm import CapReached
 from genal_ray.llm.client import LLM
@@ -40,7 +40,7 @@ from genal_ray.repair import repair
 from genal_ray.resume import last_policies, restore_pools
 from genal_ray.status import RunStatus, State
 from genal_ray.stopping import stop_set
-from genal_ray.store import RunDirectory
+from genal_ray.store import INCIDENTS, RunDirectory
 from genal_ray.tasks import build_task
 from genal_ray.tensorboard import TensorBoard
 from genal_ray.warmup import RECORD
@@ -101,6 +101,7 @@ class Driver:
         for note in await in_thread(self._store.mirror.synchronise, self._store):
             self._watch.note(note)
         await in_thread(self._store.rewrite_metrics)
+        await in_thread(whole_lines, self._store.path / INCIDENTS)
         corpus = await asyncio.to_thread(load_corpus, self._config)
         budget = resolve_budget(self._config, len(corpus.pool))
         ledger = Ledger(self._store.ledger_file, corpus.labels, self._store.mirror).open()
@@ -156,7 +157,7 @@ class Driver:
             for part in (scorer, student, generator, learner):
                 if part is not None:
                     stack.push_async_callback(part.stop)
-            llm = None if config.llm is None else self._chat_model(config.llm, generator)
+            llm = self._chat_model(config.llm, generator) if config.llm is not None and config.asks_llm else None
             if llm is not None:
                 stack.push_async_callback(llm.close)
             starts = [scorer.start(), student.start()]

@@ -1,24 +1,16 @@
-"""Conversations on a vLLM engine: the chat template in front, a JSON schema around the reply."""
+"""Conversations on a vLLM engine: a JSON schema around the reply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from genal_ray.llm import Message, Reply, Request
+from genal_ray.llm import Reply, Request
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
 
     from actors.generator import GeneratorService
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-"""For models that come without a template: they are no chat models, and serve to try things out."""
-
 
 class ServedModel:
     """Satisfies `genal_ray.llm.Backend` with the run's own generator."""
@@ -33,16 +25,6 @@ class ServedModel:
 
     async def close(self) -> None:
         """The service goes on."""
-
-
-def prompt_token_ids(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """The conversation as the model's own template has it, ready for the model's turn."""
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-    ids = tokenizer.apply_chat_template(
-        turns, chat_template=template, tokenize=True, add_generation_prompt=True, return_dict=False
-    )
-    return list(ids)
 
 
 def chat_sampling(request: Request, top_p: float) -> SamplingParams:

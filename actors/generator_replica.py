@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray import serve
 from ray.actor import ActorHandle
 
-from actors.generator_chat import chat_reply, chat_sampling, prompt_token_ids
-from actors.generator_engine import engine_args
-from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport
+from actors.generator_chat import chat_reply, chat_sampling
+from actors.generator_engine import engine_args, model_location
+from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, to_start_with
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import RunError, StalePolicyError, UserError
-from genal_ray.llm import LLMError, Reply, Request
+from genal_ray.llm import Refused, Reply, Request
+from genal_ray.llm.template import prompt_token_ids
 from genal_ray.types import Completion, Prompt
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 HEALTH_POLL_S = 0.2
 """How soon an engine that died is seen to be dead while it is asked for a sign of life."""
+
+UNFINISHED = "the learner began a weight hand-over and did not finish it"
 
 SyncStep = Literal["init", "start", "update", "finish", "release"]
 
@@ -82,10 +85,11 @@ class GeneratorReplica:
         self._config: GeneratorConfig
 
     async def reconfigure(self, settings: dict[str, Any]) -> None:
-        """Start the engine with the current policy. `settings` are those of GeneratorConfig."""
+        """Start the engine with the current policy, as far as the registry knows it: requests name the one that they
+        want. `settings` are those of GeneratorConfig."""
         self._config = GeneratorConfig.model_validate(settings)
         try:
-            policy = await self._registry.current.remote()
+            policy = to_start_with(await self._registry.current.remote(), model_location(self._config))
             self._engine = await asyncio.to_thread(self._start_engine, policy)
             self._num_ranks = self._engine.vllm_config.parallel_config.world_size
             await self._engine.update_weight_version(str(policy.version))
@@ -110,13 +114,15 @@ class GeneratorReplica:
     async def chat(self, request: ChatRequest) -> Reply:
         """The reply to a conversation, by `request.policy`, as JSON of the asked schema unless it is cut off.
 
-        Raises StalePolicyError as `generate` does, LLMError for a conversation that does not fit into the context.
+        Raises StalePolicyError as `generate` does, Refused for a conversation that does not fit into the context.
         """
         async with self._serving(request.policy):
             return await self._answer(request.request)
 
     async def load_policy(self, policy: PolicyRef) -> ReplicaReport:
         """Take a policy over from its folder. Failure is reported, not raised: the caller hears from every replica."""
+        if self._deadline is not None:  # the sender has ended
+            self._break(UNFINISHED)
         if self._broken:
             self._lost = True
             return self._state()
@@ -237,7 +243,7 @@ class GeneratorReplica:
             async for final in self._engine.generate(rendered, sampling, f"chat-{self._num_requests}"):
                 output = final
         except (ValueError, VLLMClientError) as error:
-            raise LLMError(
+            raise Refused(
                 f"the generator cannot answer a request for {request.purpose}: {error} (generator.max_model_len is "
                 f"{self._config.max_model_len} tokens)"
             ) from error
@@ -333,10 +339,10 @@ class GeneratorReplica:
 
     async def _close(self) -> None:
         """Let running requests end and take no new ones until `_reopen`, or until the learner has taken too long."""
+        if self._deadline is not None:
+            raise BrokenReplicaError(UNFINISHED)
         await self._changing.acquire()
-        self._deadline = asyncio.get_running_loop().call_later(
-            self._config.timeout_s, self._break, "the learner began a weight hand-over and did not finish it"
-        )
+        self._deadline = asyncio.get_running_loop().call_later(self._config.timeout_s, self._break, UNFINISHED)
         await self._idle.wait()
         await self._engine.pause_generation(mode="wait", clear_cache=True)
 

@@ -76,6 +76,7 @@ class ScorerPool:
         self._incidents = incidents or Incidents()
         self._actors: list[Any] = []
         self._places: list[Any] = []  # references of the actors' Place
+        self._starting: set[int] = set()  # seats whose scorer replaces a lost one and is not known to be ready
         self._losses: Counter[int] = Counter()  # in a row, by seat
         self._labeled: _Labeled | None = None
         self._num_retries = 0
@@ -83,7 +84,7 @@ class ScorerPool:
     async def start(self) -> None:
         """Start the scorers and wait until they are ready. Raises RunError when one does not come up."""
         self._actors = [self._launch() for _ in range(self._config.scorer.num_actors)]
-        self._places = [_place(actor) for actor in self._actors]
+        self._places, self._starting = [_place(actor) for actor in self._actors], set()
         try:
             await together(*(self._ready(seat) for seat in range(len(self._actors))))
         except BaseException:
@@ -295,6 +296,8 @@ class ScorerPool:
 
     async def _work(self, seat: int, work: PieceQueue, call: Call) -> None:
         while True:
+            if seat in self._starting:  # it takes no part that another scorer could do meanwhile
+                await self._ready(seat, patient=True)
             part = await work.queue.get()
             try:
                 result = await self._patiently(seat, call, work.reference(part))
@@ -307,17 +310,14 @@ class ScorerPool:
                 work.succeeded(part, result)
 
     async def _replace(self, seat: int, error: Exception) -> None:
-        hung = ray.get(ray.wait([self._places[seat]], timeout=0)[0]) if isinstance(error, TimeoutError) else []
+        hung = [await self._places[seat]] if isinstance(error, TimeoutError) else []
         await self._incidents.lost("scorer", reason(error), hung=hung)
         await self._renew(seat)
-        await self._ready(seat)
 
     async def _patiently(self, seat: int, call: Call, piece: Any) -> Any:
         timeout_s, heartbeat_s = self._config.scorer.timeout_s, self._config.cluster.heartbeat_s
         actor = self._actors[seat]
         try:
-            async with asyncio.timeout(timeout_s):
-                await self._places[seat]  # one that replaces another may be starting still: no hang
             work = call(actor, piece)
             return await attended(work, lambda: _place(actor), timeout_s=timeout_s, heartbeat_s=heartbeat_s)
         except RayTaskError as error:
@@ -339,14 +339,18 @@ class ScorerPool:
         finally:  # also when the stage ends meanwhile: the next one finds the seat taken
             self._actors[seat] = self._launch()
             self._places[seat] = _place(self._actors[seat])
+            self._starting.add(seat)
 
-    async def _ready(self, seat: int) -> None:
-        """Wait until the scorer has started; one that dies or hangs meanwhile is replaced a few times."""
+    async def _ready(self, seat: int, *, patient: bool = False) -> None:
+        """Wait until the scorer has started; one that dies or hangs meanwhile is replaced a few times. `patient` as in
+        `_process`."""
         lost: Exception
         for _ in range(MAX_LOSSES):
             try:
+                await self._process(seat, patient=patient)
                 async with asyncio.timeout(self._config.scorer.timeout_s):
                     await self._actors[seat].prepare.remote()
+                self._starting.discard(seat)
                 return
             except DIED as error:
                 lost = error
@@ -356,12 +360,24 @@ class ScorerPool:
                 raise RunError(f"a scorer failed at its start: {error}") from error
             except TimeoutError as error:
                 lost, waited = error, f"it was not ready within scorer.timeout_s = {self._config.scorer.timeout_s:g} s"
-                places = ray.get(ray.wait([self._places[seat]], timeout=0)[0])
-                if not places:  # no process yet: there is no room for it
-                    raise RunError(f"no room for a scorer: {waited}") from error
-                await self._incidents.lost("scorer", waited, hung=places)
+                await self._incidents.lost("scorer", waited, hung=[await self._places[seat]])
                 await self._renew(seat)
         raise RunError(f"a scorer was lost at its start {MAX_LOSSES} times: {reason(lost)}") from lost
+
+    async def _process(self, seat: int, *, patient: bool) -> None:
+        """Wait until the scorer has a process. Raises RunError when that takes longer than scorer.timeout_s; when
+        `patient`, only once no other scorer has one either."""
+        timeout_s = self._config.scorer.timeout_s
+        while True:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._places[seat]
+                return
+            except TimeoutError as error:
+                others = [place for other, place in enumerate(self._places) if other != seat]
+                if not (patient and any(ray.wait([place], timeout=0)[0] for place in others)):
+                    why = f"it had no process within scorer.timeout_s = {timeout_s:g} s"
+                    raise RunError(f"no room for a scorer: {why}") from error
 
 
 def _place(actor: Any) -> Any:

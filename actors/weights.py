@@ -11,6 +11,7 @@ A replica that missed a hand-over, for whatever reason, catches up from the fold
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from genal_ray.config import RunConfig
@@ -68,6 +69,16 @@ class PolicyRegistry:
     def retain(self, replicas: list[str]) -> None:
         """Forget every replica that is not in `replicas`."""
         self._reports = {name: self._reports[name] for name in replicas if name in self._reports}
+
+
+def to_start_with(published: PolicyRef, pretrained: str) -> PolicyRef:
+    """The policy that a new replica loads: the published one, or the pretrained model where its folder is gone.
+
+    A registry that was restarted publishes what the driver began with, whose weights may have been pruned since.
+    """
+    if published.version > 0 and not Path(published.path).is_dir():
+        return PolicyRef(version=0, path=pretrained)
+    return published
 
 
 def resolve_backend(config: RunConfig) -> Backend:

@@ -346,11 +346,11 @@ def train_annotator(
 
 
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool) -> None:
-    from cluster.launch import launch
+    from cluster.launch import launch, resume_command
 
-    to = console()
+    to, again = console(), resume_command(config, store, address)
     ended = launch(config, store, address=address, resume=resume, view=view(to))
-    show_outcome(to, ended, str(store.path), store.mirror.url)
+    show_outcome(to, ended, str(store.path), store.mirror.url, again=again)
 
 
 def _copy_templates(folder: Path, *, as_json: bool) -> None:

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
+from cluster import contact
 from cluster.comparison import Comparison, Job
 from cluster.console import ComparisonView
 from cluster.launch import cluster_address, driver_name
@@ -42,6 +43,7 @@ def run(comparison: Comparison, *, view: ComparisonView | None = None) -> Summar
     work = Work(waiting=waiting, num_labels=sum(job.num_labels for job in jobs))
     if work.waiting:
         from cluster.session import check_not_running
+        from cluster.shared_directory import check_seen_everywhere
 
         machine = this_machine(directory)
         if address is None:
@@ -50,7 +52,9 @@ def run(comparison: Comparison, *, view: ComparisonView | None = None) -> Summar
         with _session(jobs, parallel, address) as session:
             if address is not None:
                 for job in work.waiting:
+                    contact.check_idle(job.store, session.address)
                     check_not_running(driver_name(job.config), "compare other seeds (--set seed=...)")
+                check_seen_everywhere(directory)
             run_all(comparison, work, session.address, Room(machine, parallel, address), view)
     summary = write_outputs(directory, comparison.description, work.failures)
     _refuse_unfinished(comparison, work.failures)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import contact
-from cluster.launch import check
+from cluster.launch import check, cluster_address
 from genal_ray.budget import Budget, resolve_budget
 from genal_ray.comparison.readme import Description, installed_versions
 from genal_ray.comparison.runs import run_path
@@ -85,16 +85,17 @@ def plan(
     if not found:
         raise UserError("no methods: name some with --methods, such as --methods random,entropy,signal")
     _refuse_twins(found)
-    first = load_config(source, list(overrides)).seed
+    base = load_config(source, list(overrides))
+    first = base.seed
     numbers = range(first, first + seeds)
-    jobs = tuple(_job(source, overrides, method, seed, directory) for method in found for seed in numbers)
-    budgets, notes = _check(jobs)
+    jobs = tuple(_job(source, base, overrides, method, seed, directory) for method in found for seed in numbers)
+    budgets, notes = _check(jobs, address)
     all_methods, all_seeds = _with_earlier(directory, found, numbers)
     asked = {(job.method, job.seed) for job in jobs}
     for method in all_methods:
         for seed in all_seeds:
             if (method.name, seed) not in asked:
-                check_place(_job(source, overrides, method, seed, directory))
+                check_place(_job(source, base, overrides, method, seed, directory))
     described = Description(
         title=title or _title(jobs[0].config),
         config=source,
@@ -141,8 +142,11 @@ def check_place(job: Job) -> None:
     check_writable(store.path)
 
 
-def _job(source: str, overrides: Sequence[str], method: Method, seed: int, directory: Path) -> Job:
-    settings = ["keep_last=1", *overrides, *method.overrides, f"seed={seed}", f"name={method.name[:48]}-{seed}"]
+def _job(
+    source: str, base: RunConfig, overrides: Sequence[str], method: Method, seed: int, directory: Path
+) -> Job:
+    own = [*method.settings(base), f"seed={seed}", f"name={method.name[:48]}-{seed}"]
+    settings = ["keep_last=1", *overrides, *own]
     try:
         config = load_config(source, settings)
     except UserError as error:
@@ -160,7 +164,7 @@ def _refuse_twins(methods: Sequence[Method]) -> None:
         raise UserError(f"these methods are there twice: {', '.join(twins)}")
 
 
-def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[str, ...]]:
+def _check(jobs: Sequence[Job], address: str | None) -> tuple[dict[tuple[str, int], Budget], tuple[str, ...]]:
     """Budgets and notes. Methods are checked on the first seed, folders and data on every seed; runs share both."""
     corpora: dict[str, Corpus] = {}
     budgets: dict[tuple[str, int], Budget] = {}
@@ -168,8 +172,8 @@ def _check(jobs: Sequence[Job]) -> tuple[dict[tuple[str, int], Budget], tuple[st
     notes: dict[str, list[str]] = {}
     configs = [job.config for job in jobs]
     for job in jobs:
-        if contact.read_contact(job.store) is not None:
-            raise UserError(f"{job.store.path} is being worked on: two launchers would buy its labels twice")
+        if cluster_address(job.config, address) is None:  # a cluster that is joined knows more
+            contact.check_idle(job.store)
         check_place(job)
         if job.method not in checked and not job.done:
             found = check(job.config, job.store.path, resume=job.store.config_file.exists(), others=configs)

@@ -228,9 +228,11 @@ def rounds_table(reports: tuple[RoundReport, ...]) -> Table:
     return table
 
 
-def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None = None) -> None:
+def show_outcome(
+    to: Console, status: RunStatus, directory: str, url: str | None = None, *, again: str | None = None
+) -> None:
     """The table of rounds, how the run ended or that it goes on, and where to look next. A run at a URL was worked on
-    in `directory`."""
+    in `directory`; `again` is the command that goes on with the run, when it takes options."""
     to.print()
     if status.reports:
         to.print(rounds_table(status.reports))
@@ -245,7 +247,7 @@ def show_outcome(to: Console, status: RunStatus, directory: str, url: str | None
         f"curves          tensorboard --logdir {directory}/tensorboard",
     ]
     if status.state in (State.STOPPED, State.FAILED):
-        lines.append(f"go on           genal-ray resume {url or directory}")
+        lines.append(f"go on           {again or f'genal-ray resume {url or directory}'}")
     elif status.state is not State.DONE:
         at_once = " --now" if status.state is State.STOPPING else ""
         lines.append(f"stop            genal-ray stop {url or directory}{at_once}")

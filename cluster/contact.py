@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.machine import is_listening, is_local_host
-from genal_ray.errors import GenalRayError, RunError
+from cluster.machine import is_listening, is_local_host, is_same_address
+from genal_ray.errors import GenalRayError, RunError, UserError
 from genal_ray.files import remove, write_json
 from genal_ray.processes import may_run
 from genal_ray.store import RunDirectory
@@ -74,6 +74,36 @@ def read_contact(store: RunDirectory) -> Contact | None:
     return contact if may_run(contact.host, contact.pid) and is_listening(contact.address) else None
 
 
+def check_idle(store: RunDirectory, joined: str | None = None) -> None:
+    """Raise UserError when a driver seems to work on the run.
+
+    `joined` is the address of the cluster that this process has joined. A contact that names a driver of that cluster
+    which is not there was left behind, as by a launcher that was lost with its machine, and is withdrawn.
+    """
+    contact = read_contact(store)
+    if contact is None:
+        return
+    if joined is not None and is_same_address(contact.address, joined) and not _is_there(contact):
+        withdraw(store)
+        return
+    raise UserError(
+        f"{store.place} is being worked on: see `genal-ray status`, end it with `genal-ray stop`. If the machine that "
+        f"it was started on ({contact.host}) is lost: `--address {contact.address}` goes on as soon as that cluster "
+        f"has given the driver up; without that cluster, remove {store.driver_file} first"
+    )
+
+
+def _is_there(contact: Contact) -> bool:
+    """Whether the cluster that was joined has the driver."""
+    import ray
+
+    try:
+        ray.get_actor(contact.actor, namespace=contact.namespace)
+    except ValueError:
+        return False
+    return True
+
+
 def ask(contact: Contact, question: Callable[[Any], Any], *, timeout_s: float) -> Any:
     """What the driver answers to `question`, which makes a call of its actor.
 
@@ -108,4 +138,7 @@ def _find(contact: Contact) -> Any:
     try:
         return ray.get_actor(contact.actor, namespace=contact.namespace)
     except ValueError as error:
-        raise NoAnswer("is not there: it has just ended, or is about to be started again") from error
+        raise NoAnswer(
+            "is not there: it has just ended, is about to be started again, or was lost with its machine "
+            f"({contact.host}); then `genal-ray resume` with --address {contact.address} goes on"
+        ) from error

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -57,18 +59,36 @@ def run(
 
 def cluster_address(config: RunConfig, option: str | None) -> str | None:
     """The cluster to join: that of the option, else of the configuration; None for a private one. Raises UserError."""
-    address = config.cluster.address if option is None else option
-    if address is None or address == "auto" or re.fullmatch(r"(?:ray://)?[^\s:/]+:\d{1,5}", address):
+    address, key = (config.cluster.address, "cluster.address") if option is None else (option, "--address")
+    if address is None:
+        return None
+    named = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if named.startswith("ray://"):
+        raise UserError(
+            f"{'RAY_ADDRESS' if address == 'auto' else key} {named!r}: a run cannot work through Ray Client: start it "
+            "on a machine of the cluster, and give host:port of its control store (mostly port 6379)"
+        )
+    if address == "auto" or re.fullmatch(r"[^\s:/]+:\d{1,5}", address):
         return address
     raise UserError(
-        f"{'cluster.address' if option is None else '--address'} {address!r}: expected host:port, or auto for the "
-        "cluster of this machine; leave it out for a private one"
+        f"{key} {address!r}: expected host:port, or auto for the cluster of this machine; leave it out for a private "
+        "one"
     )
 
 
 def run_place(config: RunConfig, output_dir: str | None) -> str:
     """Where a run goes: the option, else the configuration's output_dir, else runs/<name>."""
     return output_dir or config.output_dir or str(Path("runs") / config.name)
+
+
+def resume_command(config: RunConfig, store: RunDirectory, address: str | None) -> str:
+    """What goes on with a run in the same working directory, and on the same cluster when an option named it."""
+    words = ["genal-ray", "resume", store.place]
+    if store.mirror.url and store.path != default_work_dir(store.mirror.url):
+        words += ["--work-dir", str(store.path)]
+    if address is not None and address != config.cluster.address:
+        words += ["--address", address]
+    return shlex.join(words)
 
 
 def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
@@ -83,8 +103,8 @@ def launch(config: RunConfig, store: RunDirectory, *, address: str | None, resum
 
 
 def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resume: bool, view: View) -> RunStatus:
-    if contact.read_contact(store) is not None:
-        raise UserError(f"{store.place} is being worked on: see `genal-ray status`, end it with `genal-ray stop`")
+    if address is None:  # a cluster that is joined knows more
+        contact.check_idle(store)
     if address is not None and store.mirror.url and store.path == default_work_dir(store.mirror.url):
         raise UserError(
             f"the machines of the cluster at {address} take part in the work on {store.place}: give --work-dir, a "
@@ -107,7 +127,7 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
             if restarts == config.cluster.max_restarts:
                 raise RunError(
                     f"{error}\nThe driver was lost {restarts + 1} times, cluster.max_restarts allows {restarts}. "
-                    f"{_kept(store)}"
+                    f"{job.kept}"
                 ) from error
             restarts += 1
             what = str(error).partition("\n")[0]  # the rest is the end of a log
@@ -129,6 +149,15 @@ class _Job:
     """Of the cluster to join; None for a private one."""
     view: View
 
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        return resume_command(self.config, self.store, self.address)
+
+    @property
+    def kept(self) -> str:
+        return f"What was done is kept; go on with: {self.again}"
+
 
 def _attempt(job: _Job, *, resume: bool) -> RunStatus:
     """The run to its end, by one driver on one connection to Ray. Raises DriverLost when either is lost."""
@@ -136,15 +165,18 @@ def _attempt(job: _Job, *, resume: bool) -> RunStatus:
     with _cluster(config, job.placements, job.address) as session:
         if job.address is not None:
             from cluster.session import check_not_running, wait_for_cluster
+            from cluster.shared_directory import check_seen_everywhere
 
             job.view.say(f"waiting for resources of the cluster at {job.address}")
+            contact.check_idle(store, session.address)
             check_not_running(driver_name(config))
             wait_for_cluster(job.placements, config.cluster.resource_wait_s)
+            check_seen_everywhere(store.path)
         if not resume:
             store.create(config)
         record_budget(store, job.budget)
         try:
-            return _drive(config, store, session.address, job.view)
+            return _drive(job, session.address)
         except RunError as error:
             if job.address is not None:
                 clean_up(config)
@@ -178,23 +210,19 @@ def _cluster(config: RunConfig, placements: Sequence[Placement], address: str | 
     return session.private_cluster(config, private_cpus(config, placements))
 
 
-def _drive(config: RunConfig, store: RunDirectory, address: str, view: View) -> RunStatus:
-    """Start the driver, tell other terminals where it is, and watch it to its end."""
-    driver = start_driver(config, store, address)
+def _drive(job: _Job, address: str) -> RunStatus:
+    """Start the driver on the cluster at `address`, tell other terminals where it is, and watch it to its end."""
+    driver = start_driver(job.config, job.store, address)
     try:
-        with interrupts(config.cluster.grace_s) as arrived:
+        with interrupts(job.config.cluster.grace_s) as arrived:
             try:
-                return _watch(driver, store, view, arrived, config.cluster.heartbeat_s)
+                return _watch(driver, job, arrived)
             except DriverLost as error:
                 if arrived.pressure:  # who asked for the end wants no other driver
-                    raise RunError(f"{error}\n{_kept(store)}") from error
+                    raise RunError(f"{error}\n{job.kept}") from error
                 raise
     finally:
-        contact.withdraw(store)
-
-
-def _kept(store: RunDirectory) -> str:
-    return f"What was done is kept; go on with: genal-ray resume {store.place}"
+        contact.withdraw(job.store)
 
 
 def start_driver(config: RunConfig, store: RunDirectory, address: str) -> Any:
@@ -227,9 +255,7 @@ def clean_up(config: RunConfig) -> None:
     delete_application(application_name(config))
 
 
-def _watch(
-    driver: Any, store: RunDirectory, view: View, arrived: Interrupts, heartbeat_s: float = 60.0
-) -> RunStatus:
+def _watch(driver: Any, job: _Job, arrived: Interrupts) -> RunStatus:
     """Show the driver's status until its work ends; pass interrupts on to it.
 
     Raises DriverLost when it dies, or says nothing for cluster.heartbeat_s.
@@ -239,16 +265,16 @@ def _watch(
 
     from actors.liveness import DIED
 
-    work, pulse = driver.run.remote(), Pulse(driver, store.path, heartbeat_s)
+    work, pulse = driver.run.remote(), Pulse(driver, job.store.path, job.config.cluster.heartbeat_s)
     heard, ended = 0, False
     try:
         while True:
             done, _ = ray.wait([pulse.asked if ended else work], timeout=_POLL_S)
             if arrived.pressure > heard:
-                heard = _pass_on(driver, arrived.pressure, store, view)
+                heard = _pass_on(driver, arrived.pressure, job)
             status = pulse.answer()
             if status is not None:
-                view.update(status)
+                job.view.update(status)
                 if ended:
                     return status
             if done and not ended:
@@ -256,17 +282,17 @@ def _watch(
                 ended = True
                 pulse.ask()  # one more look at the end
     except RayTaskError as error:
-        raise _failure(error, store) from error
+        raise _failure(error, job) from error
     except DIED as error:
         raise DriverLost(f"the driver process died: {error}") from error
 
 
-def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int:
+def _pass_on(driver: Any, pressure: int, job: _Job) -> int:
     """Passes on `Interrupts.pressure`, and returns it."""
     if pressure >= 3:
-        raise RunError(f"abandoned at the third interrupt; go on with: genal-ray resume {store.place}")
+        raise RunError(f"abandoned at the third interrupt; go on with: {job.again}")
     driver.stop.remote(now=pressure == 2)
-    view.say(
+    job.view.say(
         "stopping after the stages in progress; once more to stop now"
         if pressure == 1
         else "stopping now; once more to abandon the driver"
@@ -274,14 +300,15 @@ def _pass_on(driver: Any, pressure: int, store: RunDirectory, view: View) -> int
     return pressure
 
 
-def _failure(error: Any, store: RunDirectory) -> GenalRayError:
+def _failure(error: Any, job: _Job) -> GenalRayError:
     """The driver's own error where it raised one of ours, else a RunError that says where its traceback is."""
     cause = error.cause
     if isinstance(cause, UserError):
         return cause
     what = str(cause) if isinstance(cause, RunError) else f"{type(cause).__name__}: {cause}"
-    traceback = f"Traceback: {store.error_file}; " if store.error_file.exists() else ""
-    return RunError(f"{what}\n{traceback}go on with: genal-ray resume {store.place}")
+    log = job.store.error_file
+    traceback = f"Traceback: {log}; " if log.exists() else ""
+    return RunError(f"{what}\n{traceback}go on with: {job.again}")
 
 
 def _evidence(session: Any, store: RunDirectory) -> str:

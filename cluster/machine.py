@@ -99,12 +99,23 @@ def is_listening(address: str) -> bool:
 
 def is_local_host(host: str) -> bool:
     """Whether a host's name or address is one of this machine's own."""
-    try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host.strip("[]"), None)}
-    except (OSError, UnicodeError):
-        return False
+    found = _addresses(host)
     own = {address.address.partition("%")[0] for all in psutil.net_if_addrs().values() for address in all}
-    return bool(found) and all(ip.partition("%")[0] in own or ip_address(ip).is_loopback for ip in found)
+    return bool(found) and all(ip in own or ip_address(ip).is_loopback for ip in found)
+
+
+def is_same_address(one: str, other: str) -> bool:
+    """Whether two `host:port` are the same, though one may have the host's name and the other its number."""
+    (host, _, port), (other_host, _, other_port) = one.rpartition(":"), other.rpartition(":")
+    return one == other or (port == other_port and bool(_addresses(host) & _addresses(other_host)))
+
+
+def _addresses(host: str) -> set[str]:
+    """Of a host by its name or address; none when it is unknown."""
+    try:
+        return {str(info[4][0]).partition("%")[0] for info in socket.getaddrinfo(host.strip("[]"), None)}
+    except (OSError, UnicodeError):
+        return set()
 
 
 def _read_bytes(path: Path) -> int | None:

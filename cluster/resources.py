@@ -74,7 +74,7 @@ def requirements(config: RunConfig) -> tuple[Placement, ...]:
         ),
     ]
     if config.generator is not None:
-        if config.warmup is not None:
+        if config.warmup is not None and config.warms_up:
             placements.append(
                 Placement(
                     actor="warm-up",

@@ -99,7 +99,7 @@ def joined_cluster(config: RunConfig, address: str, others: Sequence[RunConfig] 
     """A connection to the cluster at `address`, which runs of the configurations `others` share. Raises UserError when
     there is none."""
     # Ray itself would try for many minutes without a word.
-    if ":" in address and not is_listening(address.removeprefix("ray://")):
+    if ":" in address and not is_listening(address):
         raise UserError(f"nothing answers at {address}: is the cluster up, and is this its host:port (`ray status`)?")
     try:
         context = ray.init(

@@ -34,7 +34,7 @@ def share_or_count(value: int | float, whole: int) -> int:
 def resolve_budget(config: RunConfig, pool_size: int) -> Budget:
     """The budget in labels for a pool of `pool_size`; where only real instances are labeled, at most the whole pool.
 
-    Raises UserError when it ends before it begins.
+    Raises UserError when it ends before it begins; with `budget.max_rounds` at 0 it may end with the initial set.
     """
     initial = share_or_count(config.data.initial_labeled, pool_size)
     per_round = share_or_count(config.budget.per_round, pool_size)
@@ -48,7 +48,7 @@ def resolve_budget(config: RunConfig, pool_size: int) -> Budget:
         )
     if not config.labels_synthetic:
         total = min(total, pool_size)
-    if total <= initial and config.budget.max_rounds != 0:
+    if total < initial or (total == initial and config.budget.max_rounds != 0):
         raise UserError(
             f"budget.total is {total} labels and the initial labeled set already takes {initial}: raise budget.total, "
             "or lower data.initial_labeled"

@@ -117,7 +117,7 @@ class RunConfig(Section):
                     "name a pointwise function such as signal, or set learner.name=none",
                 )
             )
-        asking = [a.name for a in (self.annotators.real, self.annotators.synthetic) if a is not None and a.asks_llm]
+        asking = self.annotators.asking_llm
         if asking and self.llm is None:
             raise InvalidValues(
                 Problem(("llm",), f"missing: annotator {asking[0]} asks a chat model; give llm.model", missing=True)
@@ -132,13 +132,15 @@ class RunConfig(Section):
                     "set llm.backend=generator"
                 )
                 raise InvalidValues(Problem(("generator",), message))
-        if self.llm is not None and self.llm.backend == "generator":
+        if self.llm is not None and self.asks_llm and self.llm.backend == "generator":
             if self.generator is None:
-                message = "missing: llm.backend is generator; give generator.model"
+                message = "missing: llm.backend is generator; give generator.model, or set llm.backend=endpoint"
                 raise InvalidValues(Problem(("generator",), message, missing=True))
             if self.learns:
                 message = "must be none with llm.backend generator: a policy that learns would not label as before"
                 raise InvalidValues(Problem(("learner", "name"), message))
+        if self.llm is not None:
+            self._check_chat_models(self.llm)
         labels_itself = isinstance(self.strategy, TeacherStrategy) and self.strategy.labels_itself
         if self.labels_synthetic and self.annotators.synthetic is None and not labels_itself:
             raise InvalidValues(
@@ -159,6 +161,12 @@ class RunConfig(Section):
                     f"{self.generator.max_tokens}: prompt and completion share the context",
                 )
             )
+        if self.warmup is not None and not isinstance(self.strategy, PolicyStrategy):
+            message = (
+                f"must be null: warmup is for strategies that prompt the generator, and {self.strategy.name} converses "
+                "with it as it is"
+            )
+            raise InvalidValues(Problem(("warmup",), message))
         longest = None if self.warmup is None else self.warmup.max_length
         if longest is not None and longest > self.generator.max_model_len:
             raise InvalidValues(
@@ -188,6 +196,18 @@ class RunConfig(Section):
                 )
             )
         return self
+
+    def _check_chat_models(self, llm: LLMConfig) -> None:
+        for origin, name in self.annotators.chat_models.items():
+            key = ("annotators", origin, "model")
+            if llm.backend == "generator":
+                raise InvalidValues(Problem(key, "must be left out with llm.backend generator, which serves one model"))
+            if llm.max_cost is not None and name != llm.model:
+                message = (
+                    f"{name} has no price of its own, and llm.max_cost would count that of {llm.model}: cap the tokens "
+                    "of both with llm.max_total_tokens instead"
+                )
+                raise InvalidValues(Problem(key, message))
 
     @model_validator(mode="after")
     def _weights_can_be_handed_over(self) -> RunConfig:
@@ -240,6 +260,19 @@ class RunConfig(Section):
         return isinstance(self.strategy, TeacherStrategy) and self.strategy.observes
 
     @property
+    def asks_llm(self) -> bool:
+        """Whether the chat model of the section `llm` is asked for anything."""
+        return isinstance(self.strategy, TeacherStrategy) or bool(self.annotators.asking_llm)
+
+    @property
+    def chat_models(self) -> dict[str, str]:
+        """Names of the models that an endpoint is asked for, by the key that gives each."""
+        if self.llm is None or self.llm.backend == "generator" or not self.asks_llm:
+            return {}
+        own = {f"annotators.{origin}.model": name for origin, name in self.annotators.chat_models.items()}
+        return {"llm.model": self.llm.model_name, **own}
+
+    @property
     def warms_up(self) -> bool:
         return isinstance(self.strategy, PolicyStrategy) and self.generator is not None and self.warmup is not None
 
@@ -274,11 +307,11 @@ class RunConfig(Section):
         return asked or self.observes or self.data.initial_method == "kmeans"
 
     def fingerprint(self) -> str:
-        """16 hex digits over all that decides the results: not the place, the name or the output directory, nor what
-        the chat model may spend, how much may fail, or which weights are kept."""
-        kept = {"keep_last": True, "keep_best": True}
-        left_out: dict[str, Any] = {"name": True, "output_dir": True, **kept, "cluster": True, "llm": LIMITS}
-        left_out["guards"] = {"max_error_rate"}
+        """16 hex digits over all that decides the results: not the place, the name or the output directory, how the
+        work is spread and waited for, what the chat model may spend, how much may fail, or which weights are kept."""
+        left_out: dict[str, Any] = dict.fromkeys(("name", "output_dir", "keep_last", "keep_best"), True)
+        left_out |= {name: part.operation for name, part in self if isinstance(part, Section)}
+        left_out |= {"cluster": True, "llm": LIMITS, "guards": {"max_error_rate"}}
         decisive = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, PlainValidator, model_validator
 
@@ -73,6 +73,22 @@ CRITIC_KEYS = (
 class LearnerConfig(Section):
     """How the generator learns from the scores of what it wrote."""
 
+    operation: ClassVar[frozenset[str]] = frozenset(
+        {
+            "num_workers",
+            "zero_stage",
+            "offload_optimizer",
+            "offload_parameters",
+            "micro_batch_size",
+            "gradient_checkpointing",
+            "num_cpus",
+            "num_gpus",
+            "threads",
+            "timeout_s",
+            "max_failures",
+        }
+    )
+
     name: Annotated[str, AfterValidator(_algorithm_name)] = Field(
         "ppo", description="ppo, rloo, grpo, none, or package.module:Class"
     )
@@ -142,6 +158,10 @@ class LearnerConfig(Section):
 
 class WarmupConfig(Section):
     """Supervised fine-tuning of the generator on the real pool, in the form of the prompts, before it is served."""
+
+    operation: ClassVar[frozenset[str]] = frozenset(
+        {"micro_batch_size", "gradient_checkpointing", "num_cpus", "num_gpus", "threads", "timeout_s"}
+    )
 
     epochs: float = Field(1, gt=0)
     max_steps: int | None = Field(None, ge=1, description="at most this many optimiser steps")

@@ -15,6 +15,9 @@ LIMITS = frozenset(
     {
         "base_url",
         "api_key_env",
+        "reply_limit",
+        "max_reply_tokens",
+        "max_asks",
         "concurrency",
         "timeout_s",
         "max_retries",
@@ -26,7 +29,8 @@ LIMITS = frozenset(
         "completion_price",
     }
 )
-"""Keys that decide where, how fast and for how much the model is asked; they may change while a run is stopped."""
+"""Keys that decide where, how fast and for how much the model is asked; they may change while a run is stopped. Replies
+that were had keep their questions."""
 
 
 class LLMConfig(Section):
@@ -47,12 +51,19 @@ class LLMConfig(Section):
         "json_schema", description="what the endpoint can be held to; replies are checked in any case"
     )
     max_reply_tokens: int = Field(1024, ge=1, description="longest reply in tokens")
+    reply_limit: Literal["max_completion_tokens", "max_tokens"] = Field(
+        "max_completion_tokens", description="what the endpoint calls the longest reply; older servers know max_tokens"
+    )
     concurrency: int = Field(16, ge=1, description="calls at a time")
     timeout_s: float = Field(120, gt=0, description="without a word from the endpoint, for one attempt")
     max_retries: int = Field(6, ge=0, description="further attempts at a call that failed on the way, with backoff")
     max_asks: int = Field(3, ge=1, description="times a question is asked until its reply can be read")
-    requests_per_minute: float | None = Field(None, gt=0, description="attempts, failed ones included, evenly spaced")
-    tokens_per_minute: float | None = Field(None, gt=0, description="tokens that a call may at most take count")
+    requests_per_minute: float | None = Field(
+        None, gt=0, description="attempts of this run, failed ones included, evenly spaced"
+    )
+    tokens_per_minute: float | None = Field(
+        None, gt=0, description="of this run, evenly spaced; what a call may at most take counts"
+    )
     max_total_tokens: int | None = Field(None, ge=1, description="hard cap on the tokens of the whole run")
     max_cost: float | None = Field(None, gt=0, description="hard cap on the money of the whole run")
     prompt_price: float = Field(0.0, ge=0, description="money per million prompt tokens")
@@ -77,7 +88,7 @@ class LLMConfig(Section):
         if self.backend == "generator" and (self.model is not None or self.base_url is not None):
             message = "must be left out with llm.backend generator: the model is generator.model"
             raise InvalidValues(Problem(("model" if self.model is not None else "base_url",), message))
-        if self.max_cost is not None and not (self.prompt_price or self.completion_price):
+        if self.max_cost is not None and not (self.prompt_price and self.completion_price):
             raise InvalidValues(
                 Problem(("max_cost",), "needs llm.prompt_price and llm.completion_price, money per million tokens")
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -71,6 +71,10 @@ AnyAcquisition = Annotated[SerializeAsAny[Acquisition], _plugin("acquisition", A
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    operation: ClassVar[frozenset[str]] = frozenset()
+    """Keys that decide where, by how many and in which portions the work is done, and how long it is waited for. They
+    may change while a run is stopped: results stay the same but for rounding, and for what a worker or device draws."""
 
 
 class TaskConfig(Section):
@@ -198,6 +202,23 @@ class RewardConfig(Section):
 class GeneratorConfig(Section):
     """The vLLM engine behind Ray Serve."""
 
+    operation: ClassVar[frozenset[str]] = frozenset(
+        {
+            "num_replicas",
+            "tensor_parallel_size",
+            "max_num_seqs",
+            "prompts_per_request",
+            "gpu_memory_utilization",
+            "kv_cache_gib",
+            "weight_transfer",
+            "num_cpus",
+            "num_gpus",
+            "threads",
+            "timeout_s",
+            "start_timeout_s",
+        }
+    )
+
     model: Location = Field(description="hub name or local folder of a causal language model")
     revision: str | None = None
     trust_remote_code: bool = False
@@ -235,6 +256,10 @@ def check_group(num_workers: int, num_gpus: float) -> None:
 class StudentConfig(Section):
     """The classifier, and how it is trained each round."""
 
+    operation: ClassVar[frozenset[str]] = frozenset(
+        {"num_workers", "num_cpus", "num_gpus", "threads", "max_failures", "timeout_s"}
+    )
+
     model: Location = Field(
         description="hub name or local folder of an encoder or sequence classifier; 'minilm' is the one that ships"
     )
@@ -266,6 +291,10 @@ class StudentConfig(Section):
 class ScorerConfig(Section):
     """The pool of scorer actors."""
 
+    operation: ClassVar[frozenset[str]] = frozenset(
+        {"num_actors", "piece_size", "max_batch_tokens", "num_cpus", "num_gpus", "threads", "timeout_s"}
+    )
+
     num_actors: int = Field(1, ge=1)
     encoding: Literal["cls", "mean", "pooler"] = Field("cls", description="the student's encoding of a text (Phi)")
     normalize: bool = Field(False, description="L2-normalise encodings")
@@ -287,6 +316,17 @@ class AnnotatorsConfig(Section):
     synthetic: SyntheticAnnotator | None = Field(
         None, description="labels synthetic instances; required when a generator writes them"
     )
+
+    @property
+    def asking_llm(self) -> tuple[str, ...]:
+        """Names of the annotators that ask the chat model."""
+        return tuple(a.name for a in (self.real, self.synthetic) if a is not None and a.asks_llm)
+
+    @property
+    def chat_models(self) -> dict[str, str]:
+        """Chat models of their own, by `real` and `synthetic`."""
+        both = {"real": self.real, "synthetic": self.synthetic}
+        return {origin: a.chat_model for origin, a in both.items() if a is not None and a.chat_model is not None}
 
 
 class ClusterConfig(Section):

@@ -22,6 +22,9 @@ T = TypeVar("T")
 MAX_CHARACTERS = 1_000_000
 """Of a text; no model reads as much, and everything that looks at a text would take its time."""
 
+HIDDEN = -1
+"""What hub data sets that name their classes have in place of a label that they do not give away."""
+
 PAIR_COLUMN = "text_pair"
 """A column of this name marks a data set of pairs."""
 
@@ -91,7 +94,8 @@ class _RowParser:
     def _if_labeled(self, row: Row, read: Callable[[], T]) -> T | None:
         """What `read` makes of a row's label; None where the row has none and need not have one."""
         value = row.get(self._data.label_column)
-        missing = value is None or (value == "" and "" not in (self._data.label_names or {}))
+        hidden = value == HIDDEN and self._class_names is not None and self._data.label_names is None
+        missing = value is None or hidden or (value == "" and "" not in (self._data.label_names or {}))
         if missing and self._unlabeled is None:
             return None
         try:

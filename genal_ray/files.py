@@ -10,11 +10,12 @@ import asyncio
 import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -100,6 +101,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
                 temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def json_figures(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """JSON knows no NaN or infinity: they become null."""
+    return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
 
 def write_json(path: Path, value: Any) -> None:

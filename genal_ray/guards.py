@@ -7,8 +7,9 @@ get an unbounded score, so copies never reach the scorer unless `guards.copies` 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from genal_ray.pools import Pools
 from genal_ray.tasks import Task
 from genal_ray.text import normalized
 from genal_ray.types import Candidate, Completion, Fate, Instance, LabeledInstance, Repeat
+
+if TYPE_CHECKING:
+    from genal_ray.llm.replies import Fault
 
 NEWEST_LABELS = 50
 FEWEST_LABELS = 20
@@ -196,10 +200,15 @@ def normalized_entropy(labels: Sequence[int], num_labels: int) -> float:
     return float(max(-(shares * np.log(shares)).sum() / np.log(num_labels), 0.0))
 
 
-def nothing_to_label(number: int, candidates: Sequence[Candidate]) -> str:
-    """What to tell when nothing is left to be labeled in a round that wrote `candidates`."""
+def nothing_to_label(number: int, candidates: Sequence[Candidate], faults: Mapping[Fault, int] | None = None) -> str:
+    """What to tell when nothing is left to be labeled in a round that wrote `candidates`; `faults` are those of a chat
+    model's replies, if one wrote them."""
     fates = ", ".join(f"{name.removeprefix('gen/num_')} {n:g}" for name, n in fate_metrics(candidates).items())
+    causes = "task.domain and generator.max_tokens"
+    if faults is not None:
+        fates += "".join(f", replies {fault} {n}" for fault, n in faults.items())
+        causes = "task.domain, and, where replies are truncated, strategy.texts_per_call and llm.max_reply_tokens"
     return (
         f"round {number}: nothing can be labeled, and no completion was usable ({fates}). The labels bought so far are "
-        "kept; look at generate.parquet of the last rounds, and at task.domain and generator.max_tokens"
+        f"kept; look at generate.parquet of the last rounds, and at {causes}"
     )

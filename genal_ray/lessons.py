@@ -72,7 +72,11 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
 
     async def generate(progress: Progress) -> tuple[list[Candidate], Mapping[str, float]]:
         before = llm.usage
+        num_asked = len(teacher.outcomes)
         drafts = await strategy.write(lesson, analysis, teacher)
+        refusals = [error for error in teacher.outcomes[num_asked:] if error is not None]
+        if refusals and len(refusals) == len(teacher.outcomes) - num_asked:
+            raise refusals[-1]
         completions = [_completion(draft, run, number, i) for i, draft in enumerate(drafts)]
         candidates = judge(
             completions,

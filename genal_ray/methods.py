@@ -1,6 +1,7 @@
 """Methods by name: a method is a set of overrides on a generative base configuration.
 
-    load_config(source, [*overrides, *find_method("entropy").overrides, "seed=1"])
+    base = load_config(source, overrides)
+    load_config(source, [*overrides, *find_method("entropy").settings(base), "seed=1"])
 
 `methods.yaml` lists those with a generator and the variants; every shipped acquisition function other than `signal`
 is a pool method under its own name; others are given as NAME:key=value,key=value.
@@ -9,6 +10,7 @@ is a pool method under its own name; others are given as NAME:key=value,key=valu
 from __future__ import annotations
 
 import functools
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -42,6 +44,25 @@ class Method:
     """`dotted.key=value` each, applied after the user's own."""
     generates: bool = False
     """Whether it writes with a generator, so that the configuration has to have one."""
+    chats: bool = False
+    """Whether it writes with a chat model, which may be the configuration's generator."""
+
+    def settings(self, base: RunConfig) -> list[str]:
+        """The overrides that make `base` this method: a chat model that is its generator stays, and so do the options
+        of its strategy where that is the method's."""
+        if not self.chats:
+            return list(self.overrides)
+        served = base.llm is not None and base.llm.backend == "generator"
+        found: list[str] = []
+        for setting in self.overrides:
+            key, _, value = setting.partition("=")
+            if key == "strategy" and (options := read_document(value, setting).values)["name"] == base.strategy.name:
+                found += [f"strategy.{name}={json.dumps(option)}" for name, option in options.items() if name != "name"]
+            elif served and key == "generator":
+                found.append("warmup=null")  # it would be for prompts
+            else:
+                found.append(setting)
+        return found
 
     def check(self, config: RunConfig) -> None:
         """Raise UserError when `config`, to which the method was applied, lacks the generator that it writes with."""
@@ -108,6 +129,7 @@ def _listed() -> dict[str, Method]:
             description=entry["description"],
             overrides=tuple(entry["set"]),
             generates=entry.get("generates", False),
+            chats=entry.get("chats", False),
         )
         for name, entry in values.items()
     }

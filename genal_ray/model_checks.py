@@ -5,7 +5,7 @@ No weights are loaded. A local folder is checked completely; of a hub model only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from transformers.models.auto.modeling_auto import (
 
 from genal_ray.config import GeneratorConfig, StudentConfig
 from genal_ray.errors import UserError
+from genal_ray.llm import Message
+from genal_ray.llm.template import prompt_token_ids
 from genal_ray.model_files import check_model_folder
 from genal_ray.paths import is_local, resolve_model, resolve_path
 from genal_ray.tasks import Task
@@ -34,13 +36,8 @@ LONGEST = 2000
 """Texts that are tokenized to find the longest; the longest in bytes, as no token is shorter than a byte."""
 
 
-def check_generator(
-    config: GeneratorConfig, task: Task, pool: Sequence[Instance], label_names: Sequence[str] = ()
-) -> None:
-    """Raise UserError unless `generator.model` is a causal language model whose context holds the longest prompt.
-
-    `label_names` are those that prompts may name.
-    """
+def check_generator(config: GeneratorConfig) -> None:
+    """Raise UserError unless `generator.model` is a causal language model with a context of `max_model_len`."""
     model = _config(config, "generator")
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = _architectures(model)
@@ -55,7 +52,6 @@ def check_generator(
             f"generator.max_model_len is {config.max_model_len} but {config.model} has a context of {positions} "
             f"tokens: set generator.max_model_len={positions} or lower"
         )
-    _check_prompt_length(config, task, pool, max(label_names, key=len, default=None))
 
 
 def check_student(config: StudentConfig, encoding: str, *, tags_words: bool = False) -> None:
@@ -103,7 +99,12 @@ _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet
 """Architectures whose first position has the number of the padding token plus one."""
 
 
-def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Instance], label: str | None) -> None:
+def check_prompt_length(
+    config: GeneratorConfig, task: Task, pool: Sequence[Instance], label_names: Sequence[str] = ()
+) -> None:
+    """Raise UserError unless the generator's context holds the longest prompt and its completion. `label_names` are
+    those that prompts may name."""
+    label = max(label_names, key=len, default=None)
     tokenizer = load_tokenizer(config, "generator")
     examples = _longest(pool, tokenizer, task.num_examples)
     num_tokens = len(tokenizer(task.prompt(examples, label))["input_ids"])
@@ -115,6 +116,18 @@ def _check_prompt_length(config: GeneratorConfig, task: Task, pool: Sequence[Ins
             f"{num_tokens + config.max_tokens} if the model's context allows, or lower task.num_examples "
             f"({task.num_examples}) or generator.max_tokens; the longest text is {examples[0].id} "
             f"({_excerpt(examples[0].text)!r})"
+        )
+
+
+def check_conversation_length(config: GeneratorConfig, conversations: Iterable[Sequence[Message]], reply: int) -> None:
+    """Raise UserError unless the context of a generator that chats holds each conversation and `reply` tokens more."""
+    tokenizer = load_tokenizer(config, "generator")
+    longest = max((len(prompt_token_ids(tokenizer, messages)) for messages in conversations), default=0)
+    if longest + reply > config.max_model_len:
+        raise UserError(
+            f"a conversation has {longest} tokens or more, and {reply} for the reply (llm.max_reply_tokens) exceed "
+            f"generator.max_model_len={config.max_model_len}: raise it to well over {longest + reply} if the model's "
+            "context allows, or lower llm.max_reply_tokens"
         )
 
 

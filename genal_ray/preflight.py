@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from genal_ray.config import LLMConfig, RunConfig
 from genal_ray.corpus import Corpus, load_corpus
 from genal_ray.errors import UserError
 from genal_ray.files import check_writable
-from genal_ray.model_checks import check_dropout, check_generator, check_student
+from genal_ray.model_checks import (
+    check_conversation_length,
+    check_dropout,
+    check_generator,
+    check_prompt_length,
+    check_student,
+)
 from genal_ray.prompt_preview import conversations_of
 from genal_ray.resume import check_state
 from genal_ray.store import RunDirectory
@@ -52,15 +59,19 @@ def check(config: RunConfig, *, output_dir: Path, resume: bool = False) -> Prefl
     if any(function.needs.dropout_passes for function in config.functions):
         check_dropout(config.student)
     if config.generator is not None:
-        strategy = config.strategy
-        named = corpus.label_names if isinstance(strategy, PolicyStrategy) and strategy.names_labels else ()
-        check_generator(config.generator, task, corpus.pool, named)
+        check_generator(config.generator)
+        if isinstance(config.strategy, PolicyStrategy):
+            named = corpus.label_names if config.strategy.names_labels else ()
+            check_prompt_length(config.generator, task, corpus.pool, named)
         if config.warms_up:
             check_warmup(config, corpus.pool, task)
-    if config.llm is not None:
-        conversations_of(config, corpus, task)  # every template is filled in
+    if config.llm is not None and config.asks_llm:
+        conversations = conversations_of(config, corpus, task)  # every template is filled in
         if config.llm.backend == "endpoint":
-            _check_endpoint(config.llm)
+            _check_endpoint(config.llm, config.chat_models)
+        elif config.generator is not None:
+            chats = [c.messages for c in conversations if c.schema is not None]
+            check_conversation_length(config.generator, chats, config.llm.max_reply_tokens)
     config.annotators.real.check(corpus)
     if config.annotators.synthetic is not None:
         _check_knows_written(config)
@@ -77,10 +88,10 @@ def _check_knows_written(config: RunConfig) -> None:
         )
 
 
-def _check_endpoint(config: LLMConfig) -> None:
+def _check_endpoint(config: LLMConfig, names: Mapping[str, str]) -> None:
     from genal_ray.llm.endpoint import check_endpoint
 
-    asyncio.run(check_endpoint(config))
+    asyncio.run(check_endpoint(config, names))
 
 
 def check_output_dir(config: RunConfig, output_dir: Path, *, resume: bool) -> None:

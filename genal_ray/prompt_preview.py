@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,9 +80,11 @@ def conversations_of(config: RunConfig, corpus: Corpus, task: Task) -> list[Conv
     prompts = Prompts(None if config.llm is None else config.llm.prompts)
     conversations: list[Conversation] = []
     if isinstance(config.strategy, TeacherStrategy):
-        recorder = _Recorder(prompts, task.folder)
-        asyncio.run(_teach(config.strategy, _lesson(config, corpus, task), recorder))
+        recorder, later = _Recorder(prompts, task.folder), _Recorder(prompts, task.folder)
+        lesson = _lesson(config, corpus, task)
+        asyncio.run(_teach(config.strategy, lesson, recorder))
         conversations += recorder.asked.values()
+        asyncio.run(_teach(config.strategy, replace(lesson, analyses=(ANALYSIS,)), later))  # what round 2 says besides
     elif isinstance(config.strategy, PolicyStrategy) and config.generator is not None:
         conversations.append(_policy_prompt(config, config.strategy, corpus, task))
     for annotator in (config.annotators.real, config.annotators.synthetic):

@@ -86,10 +86,12 @@ def read_hub(name: str, split: str, *, subset: str | None = None, revision: str 
     place = f"data set {name}" + (f" ({subset})" if subset else "") + f", split {split}"
     try:
         loaded = datasets.load_dataset(name, subset, split=split, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        scripted = isinstance(error, RuntimeError) and "script" in str(error)
         raise UserError(
             f"{place} cannot be loaded: {error}\n"
-            "Check data.source (hub name or local folder), data.subset and the split names, and that the hub can be "
+            + ("Set data.revision=refs/convert/parquet, where the hub keeps such sets as tables\n" if scripted else "")
+            + "Check data.source (hub name or local folder), data.subset and the split names, and that the hub can be "
             "reached: offline (HF_HUB_OFFLINE=1) only what was downloaded before can be used"
         ) from error
     items = {column: getattr(feature, "feature", feature) for column, feature in loaded.features.items()}
@@ -181,7 +183,8 @@ CONLL_TOKENS, CONLL_TAGS = "tokens", "ner_tags"
 
 
 def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """Sentences, numbered by their first line: a token a line, its tag in the last column, an empty line in between.
+    """Sentences, numbered by their first line: a token a line, its tag in the last column, an empty line in between. A
+    sentence of tokens alone has no tags.
 
     Columns are set apart by tabs if the line has one, else by spaces. `-DOCSTART-` lines are left out.
     """
@@ -189,18 +192,22 @@ def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
     for number, line in _lines(path):
         line = line.strip(" \t\r\n")
         fields = line.split("\t") if "\t" in line else re.split(" +", line)
-        if line and fields[0] != "-DOCSTART-" and len(fields) < 2:
-            raise UserError(f"{path}, line {number}: expected a token and its tag, found {_excerpt(line)}")
         if not line or fields[0] == "-DOCSTART-":
             if tokens:
-                yield start, {CONLL_TOKENS: tokens, CONLL_TAGS: tags}
+                yield start, _sentence(tokens, tags)
             tokens, tags = [], []
             continue
+        if tokens and bool(tags) != (len(fields) > 1):
+            raise UserError(f"{path}, line {number}: expected a token and its tag, found {_excerpt(line)}")
         start = start if tokens else number
         tokens.append(fields[0])
-        tags.append(fields[-1])
+        tags += fields[1:][-1:]
     if tokens:
-        yield start, {CONLL_TOKENS: tokens, CONLL_TAGS: tags}
+        yield start, _sentence(tokens, tags)
+
+
+def _sentence(tokens: list[str], tags: list[str]) -> Row:
+    return {CONLL_TOKENS: tokens, CONLL_TAGS: tags} if tags else {CONLL_TOKENS: tokens}
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,8 +24,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from genal_ray.errors import UserError
-from genal_ray.files import in_thread, remove, sync_tree, write_atomically, write_json
+from genal_ray.errors import RunError, UserError
+from genal_ray.files import in_thread, json_figures, remove, sync_tree, write_atomically, write_json
 from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.types import Asked, Candidate, Completion, Fate, Instance, PolicyUpdate, Repeat, Scores, StudentFit
 
@@ -38,6 +39,7 @@ class StageResult(Generic[T_co]):
 
     value: T_co
     metrics: Mapping[str, float]
+    """NaN where one is not finite, as on disk there is null."""
     seconds: float
     replayed: bool
     """Whether it was read back from an earlier, interrupted attempt at the round."""
@@ -67,23 +69,30 @@ class Round:
             saved = self.read(name)
             return StageResult(
                 value=codec.load(saved["value"], table),
-                metrics=saved["metrics"],
+                metrics=_figures(saved["metrics"]),
                 seconds=saved["seconds"],
                 replayed=True,
             )
         started = time.perf_counter()
         value, metrics = await work()
-        seconds = await in_thread(self._keep, name, codec, value, metrics, started)
-        return StageResult(value=value, metrics=metrics, seconds=seconds, replayed=False)
+        kept = json_figures(metrics)
+        seconds = await in_thread(self._keep, name, codec, value, kept, started)
+        return StageResult(value=value, metrics=_figures(kept), seconds=seconds, replayed=False)
 
-    def _keep(self, name: str, codec: Codec[T], value: T, metrics: Mapping[str, float], started: float) -> float:
-        """Write a stage, what its JSON file names first; returns its seconds since `started`."""
+    def _keep(
+        self, name: str, codec: Codec[T], value: T, metrics: Mapping[str, float | None], started: float
+    ) -> float:
+        """Write a stage, what its JSON file names first; returns its seconds since `started`.
+
+        Raises RunError when weights that it names are not there.
+        """
+        os.listdir(self.folder)  # a network disk then looks again for folders that it knew to be missing
         table, *weights, file = self.files(name)
         kept = codec.save(value, table)
         for folder in weights:
             sync_tree(folder)
         seconds = time.perf_counter() - started
-        record = {"value": kept, "metrics": dict(metrics), "seconds": seconds}
+        record = {"value": kept, "metrics": metrics, "seconds": seconds}
         if table.exists():
             record["table_sha256"] = _digest(table.read_bytes())
         write_json(file, {**record, "sha256": _digest(_canonical(record))})
@@ -142,6 +151,10 @@ STAGES = ("initial", "analyse", "generate", "score", "reward", "annotate", "obse
 
 WEIGHTS = {"student": "student", "learn": "policy"}
 """Stage -> the folder of the round that it fills."""
+
+
+def _figures(saved: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else value for name, value in saved.items()}
 
 
 def _canonical(record: dict[str, Any]) -> bytes:
@@ -225,7 +238,13 @@ class RecordCodec(Generic[T]):
         record = dataclasses.asdict(value)  # type: ignore[call-overload]
         path = Path(record["path"])
         inside = path.is_relative_to(self._folder)
-        return {**record, "path": path.relative_to(self._folder).as_posix() if inside else ""}
+        if inside and not path.is_dir():
+            raise RunError(
+                f"{path} is not there: it was written on another machine. The run directory must be on storage that "
+                "all nodes see"
+            )
+        kept = path.relative_to(self._folder).as_posix() if inside else ""
+        return {**record, "metrics": json_figures(record["metrics"]), "path": kept}
 
     def load(self, saved: dict[str, Any], table: Path) -> T:
         fields = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}

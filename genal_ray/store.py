@@ -9,7 +9,6 @@ rounds when the directory is opened, so it never tells of a round that was not.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from collections.abc import Collection, Sequence
@@ -21,12 +20,21 @@ from genal_ray.config import RunConfig, parse_config
 from genal_ray.config_yaml import read_document
 from genal_ray.errors import RunError, UserError
 from genal_ray.evaluation import QUALITY, quality
-from genal_ray.files import append_lines, make_folder, read_record, remove, write_bytes, write_json, write_text
+from genal_ray.files import (
+    append_lines,
+    json_figures,
+    make_folder,
+    read_record,
+    remove,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from genal_ray.mirror import NO_MIRROR, Mirror
 from genal_ray.stages import Round
 from genal_ray.types import RoundReport
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the files of a run directory and the options of its configuration: one more whenever either changes."""
 
 INCIDENTS = "incidents.jsonl"
@@ -108,8 +116,8 @@ class RunDirectory:
         write_bytes(self.config_file, data)
 
     def load_config(self) -> RunConfig:
-        """The configuration of the run. Raises UserError when there is none, it was edited by hand, or another version
-        of GenAL-Ray wrote it."""
+        """The configuration of the run. Raises UserError when there is none, another version of GenAL-Ray wrote it, or
+        something was edited that the results depend on."""
         if not self.config_file.is_file():
             raise UserError(self._no_run())
         text = self.config_text()
@@ -122,8 +130,9 @@ class RunDirectory:
         config = parse_config(read_document(text, str(self.config_file)).values, str(self.config_file))
         if header is None or header["fingerprint"] != config.fingerprint():
             raise UserError(
-                f"{self.config_file} was changed after the run began: its rounds no longer belong to it. "
-                "Undo the change, or begin a new run with `genal-ray run`"
+                f"{self.config_file} was changed after the run began: its rounds no longer belong to it. Undo the "
+                "change (resources, portions of work, timeouts and limits may change), or begin a new run with "
+                "`genal-ray run`"
             )
         return config
 
@@ -263,7 +272,5 @@ def _number(folder: Path) -> int:
 
 
 def _row(report: RoundReport) -> dict[str, float | None]:
-    """A line of metrics.jsonl; JSON knows no NaN or infinity, they become null."""
-    items = sorted(report.metrics.items())
-    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in items}
-    return {"round": report.round, **finite}
+    """A line of metrics.jsonl."""
+    return {"round": report.round, **json_figures(dict(sorted(report.metrics.items())))}

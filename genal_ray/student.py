@@ -49,7 +49,8 @@ class TrainedStudent:
     """float32, in evaluation mode."""
     tokenizer: PreTrainedTokenizerBase
     metrics: dict[str, float]
-    """`student/` loss (mean of the last epoch, nats), num_steps, num_skipped, samples_per_s and train_s."""
+    """`student/` loss (mean of the last epoch, nats; left out where all its steps were skipped), num_steps,
+    num_skipped, samples_per_s and train_s."""
 
 
 def fit(
@@ -89,8 +90,9 @@ def fit(
     model.eval()
     seconds = time.perf_counter() - started
     steps = num_steps(config, len(texts))
+    counted = losses[losses.isfinite()]
     metrics = {
-        "student/loss": float(losses[losses.isfinite()].mean()),
+        **({"student/loss": float(counted.mean())} if len(counted) else {}),
         "student/num_steps": float(steps),
         "student/num_skipped": float(loop.num_skipped),
         "student/samples_per_s": steps * len(texts) / _batches_per_epoch(config, len(texts)) / seconds,

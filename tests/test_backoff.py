@@ -60,7 +60,7 @@ def test_scorers_that_keep_dying_wait_until_one_does_a_piece(monkeypatch: pytest
             raise fate
         return "scored"
 
-    async def ready(seat: int) -> None: ...
+    async def ready(seat: int, *, patient: bool) -> None: ...
 
     monkeypatch.setattr(scorer_module.asyncio, "sleep", sleep)
     monkeypatch.setattr(pool, "_patiently", patiently)

@@ -167,6 +167,9 @@ FILES = [
     case("more initial labels than texts", PLAN + " --set data.initial_labeled=25",
          "data.initial_labeled asks for 25 instances but the pool has 24: lower it"),
     case("a budget below the initial set", PLAN + " --set budget.total=3", "raise budget.total"),
+    case("a budget below the initial set alone", PLAN + " --set budget.total=3 --set budget.max_rounds=0",
+         "budget.total is 3 labels and the initial labeled set already takes 4: raise budget.total"),
+    case("a budget of the initial set and rounds", PLAN + " --set budget.total=4", "already takes 4: raise"),
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster import compare
+from cluster import compare, contact
 from cluster.comparison import Job, plan
 from cluster.machine import GIB, Machine
 from cluster.resources import requirements, totals
@@ -96,6 +96,28 @@ def test_a_comparison_that_runs_already_is_refused_with_what_can_be_done(
     monkeypatch.setattr("ray.get_actor", lambda *_, **__: "the other driver")
     with pytest.raises(UserError, match=r"wait for it, or compare other seeds \(--set seed=\.\.\.\)"):
         compare.run(planned)
+
+
+def test_a_joined_cluster_tells_whether_runs_go_on_and_must_see_their_directory(
+    reviews: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_actor(name: str, namespace: str) -> None:
+        raise ValueError(name)
+
+    seen: list[Path] = []
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out", address="127.0.0.1:1")
+    store = planned.jobs[0].store
+    store.path.mkdir(parents=True)
+    contact.announce(store, address="127.0.0.1:1", namespace="n", actor="a")
+    monkeypatch.setattr("cluster.contact.is_listening", lambda address: True)
+    monkeypatch.setattr("ray.get_actor", get_actor)
+    monkeypatch.setattr("cluster.shared_directory.check_seen_everywhere", seen.append)
+    monkeypatch.setattr(compare, "_session", lambda *_: nullcontext(SimpleNamespace(address="127.0.0.1:1")))
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    with pytest.raises(RunError, match="runs not done"):
+        compare.run(planned)
+    assert not store.driver_file.exists(), "its launcher was lost"
+    assert seen == [tmp_path / "out"]
 
 
 @pytest.mark.parametrize(

@@ -210,12 +210,84 @@ def test_dumped_yaml_is_what_it_was() -> None:
     assert read_document(dump(values), "x").values == values
 
 
-def test_fingerprint_ignores_names_and_places_only(write: Any) -> None:
+GENERATIVE = ("generator.model=x", "annotators.synthetic=hidden", "warmup.epochs=1")
+
+OPERATION = {
+    "generator": "num_replicas=2 tensor_parallel_size=2 max_num_seqs=8 prompts_per_request=8 kv_cache_gib=0.5 "
+    "gpu_memory_utilization=0.5 weight_transfer=file num_cpus=2 num_gpus=1 threads=2 timeout_s=9 start_timeout_s=9",
+    "student": "num_workers=2 num_cpus=2 num_gpus=1 threads=2 max_failures=9 timeout_s=9",
+    "scorer": "num_actors=2 piece_size=64 max_batch_tokens=64 num_cpus=2 num_gpus=1 threads=2 timeout_s=9",
+    "learner": "num_workers=2 zero_stage=3 offload_optimizer=true offload_parameters=true micro_batch_size=2 "
+    "gradient_checkpointing=true num_cpus=2 num_gpus=1 threads=2 timeout_s=9 max_failures=9",
+    "warmup": "micro_batch_size=2 gradient_checkpointing=true num_cpus=2 num_gpus=1 threads=2 timeout_s=9",
+}
+"""Section -> what may change while a run is stopped, with other values than the defaults."""
+
+REMEDIES = (
+    *("learner.timeout_s", "learner.micro_batch_size", "learner.gradient_checkpointing", "learner.zero_stage"),
+    *("learner.max_failures", "learner.num_workers", "learner.num_cpus", "learner.num_gpus"),
+    *("learner.offload_optimizer", "learner.offload_parameters"),
+    *("student.timeout_s", "student.max_failures", "student.num_workers", "student.num_cpus", "student.num_gpus"),
+    *("generator.timeout_s", "generator.start_timeout_s", "generator.tensor_parallel_size", "generator.num_gpus"),
+    *("generator.kv_cache_gib", "generator.gpu_memory_utilization", "generator.weight_transfer"),
+    *("generator.num_cpus", "generator.num_replicas"),
+    *("scorer.timeout_s", "scorer.num_actors", "scorer.num_cpus", "scorer.num_gpus"),
+    *("warmup.timeout_s", "warmup.micro_batch_size", "warmup.gradient_checkpointing"),
+    *("warmup.num_cpus", "warmup.num_gpus"),
+)
+"""Resources, portions and timeouts that errors of a run tell the user to change."""
+
+
+@pytest.fixture
+def begun(write: Any, tmp_path: Path) -> Path:
+    """The config.yaml of a run."""
+    store = RunDirectory(tmp_path / "run")
+    store.create(load_config(write(MINIMAL), GENERATIVE))
+    return store.config_file
+
+
+def edit(file: Path, *settings: str) -> None:
+    """As by hand: the first line, which has the fingerprint, stays."""
+    first = file.read_text(encoding="utf-8").partition("\n")[0]
+    file.write_text(f"{first}\n{load_config(str(file), settings).to_yaml()}", encoding="utf-8")
+
+
+@pytest.mark.parametrize("section", OPERATION)
+def test_a_stopped_run_goes_on_with_other_resources_portions_and_timeouts(begun: Path, section: str) -> None:
+    settings = [f"{section}.{setting}" for setting in OPERATION[section].split()]
+    before = RunDirectory(begun.parent).load_config()
+    edit(begun, *settings)
+    after = RunDirectory(begun.parent).load_config()
+    part = getattr(after, section)
+    changed = {key for key, value in part if value != getattr(getattr(before, section), key)}
+    assert changed == type(part).operation == {setting.partition("=")[0] for setting in OPERATION[section].split()}
+
+
+@pytest.mark.parametrize("key", REMEDIES)
+def test_a_remedy_that_an_error_names_may_be_taken(write: Any, key: str) -> None:
+    section, _, name = key.partition(".")
+    assert name in type(getattr(load_config(write(MINIMAL), GENERATIVE), section)).operation
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("seed=1", "acquisition.k=3", "task.domain=books", "budget.total=9", "reward.floor=-1.0"),
+        *("student.batch_size=8", "student.dtype=float32", "scorer.dtype=float32", "scorer.encoding=mean"),
+        *("generator.dtype=float32", "generator.max_tokens=8", "generator.engine={enforce_eager: true}"),
+        *("learner.batch_size=8", "learner.lora.rank=4", "learner.kl.coefficient=0.1", "warmup.batch_size=32"),
+    ],
+)
+def test_a_stopped_run_does_not_go_on_with_what_changes_its_results(begun: Path, setting: str) -> None:
+    edit(begun, setting)
+    with pytest.raises(UserError, match=r"was changed after the run began.* timeouts and limits may change"):
+        RunDirectory(begun.parent).load_config()
+
+
+def test_fingerprint_ignores_names_and_places(write: Any) -> None:
     base = load_config(write(MINIMAL)).fingerprint()
     same = load_config(write(MINIMAL), ["name=other", "output_dir=x", "cluster.num_cpus=3"])
     assert same.fingerprint() == base
-    assert load_config(write(MINIMAL), ["seed=1"]).fingerprint() != base
-    assert load_config(write(MINIMAL), ["acquisition.k=3"]).fingerprint() != base
 
 
 def test_errors_survive_pickling() -> None:

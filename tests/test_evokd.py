@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ from genal_ray.annotators import Setting
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.errors import RunError, UserError
 from genal_ray.ledger import Ledger
+from genal_ray.llm import LLMError
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
@@ -238,6 +240,59 @@ def test_replies_that_cannot_be_read_are_asked_again(tmp_path: Path, monkeypatch
     assert [turn["role"] for turn in teacher.of("generation")[0]["messages"]] == ["system", "user"]
 
 
+@pytest.mark.parametrize("purpose", ["analysis", "generation"])
+def test_a_refused_request_costs_its_texts_and_no_more(
+    purpose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter may not like what a text says; asked again it says the same."""
+    teacher, refused = SimulatedTeacher(), Counter[str]()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        refused[kind(body)] += 1
+        return Answer(status=400) if kind(body) == purpose and refused[purpose] == 1 else teacher(body, before)
+
+    with serve(behave) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert rounds[-1]["al/num_labels"] == 22
+    assert [row["llm/num_refused"] for row in rounds[:3]] == [0, 1, 0]
+    assert rounds[1]["gen/num_kept"] == (6 if purpose == "analysis" else 3)
+
+
+def test_an_endpoint_that_refuses_every_request_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not know JSON schemas, say. When it was mended, the run goes on."""
+    with serve(lambda body, before: Answer(status=400)) as server, pytest.raises(LLMError, match="HTTP 400"):
+        run_to_end(tmp_path, server, monkeypatch, config_of())
+    with serve(SimulatedTeacher()) as server:
+        assert run_to_end(tmp_path, server, monkeypatch, config_of())[-1]["al/num_labels"] == 22
+
+
+def test_replies_that_are_always_cut_off_are_told_with_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        cut = Answer(text='{"hard": ["a rem', finish_reason="length")
+        return cut if kind(body) == "generation" else SimulatedTeacher()(body, before)
+
+    config = config_of(llm={"model": MODEL, "max_reply_tokens": 200, "max_asks": 1})
+    with serve(behave) as server, pytest.raises(RunError) as caught:
+        run_to_end(tmp_path, server, monkeypatch, config)
+    assert "replies truncated 6" in str(caught.value)
+    assert "strategy.texts_per_call and llm.max_reply_tokens" in str(caught.value)
+    longer = config.model_copy(update={"llm": config.llm.model_copy(update={"max_reply_tokens": 400, "max_asks": 3})})
+    assert longer.fingerprint() == config.fingerprint(), "they may be changed in the run's config.yaml"
+
+
+def test_long_texts_are_shown_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = SimulatedTeacher()
+    with serve(teacher) as server:
+        config = config_of({"max_characters": 13}, budget={"per_round": 6, "total": 5})
+        with contextlib.suppress(RunError):  # what it writes is longer than it may be
+            run_to_end(tmp_path, server, monkeypatch, config)
+    asked = teacher.of("analysis")[0]["messages"][1]["content"]
+    assert "remark number ..." in asked
+    assert "of 20" not in asked
+
+
 def test_a_text_that_is_chosen_later_keeps_the_label_that_came_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +413,21 @@ def test_a_teacher_that_writes_nothing_ends_the_run_with_a_reason(
         ({"llm": {"backend": "generator"}}, "generator: missing: llm.backend is generator"),
         ({"llm": {"max_asks": 2}}, "llm.model: missing"),
         ({"llm": {"backend": "generator", "model": "m"}}, "llm.model: must be left out"),
+        (
+            {
+                "llm": {"backend": "generator"},
+                "generator": {"model": "m"},
+                "annotators": {"synthetic": {"name": "llm", "model": "strong"}},
+            },
+            "annotators.synthetic.model: must be left out with llm.backend generator",
+        ),
+        (
+            {
+                "llm": {"model": MODEL, "max_cost": 1.0, "prompt_price": 1.0, "completion_price": 1.0},
+                "annotators": {"synthetic": {"name": "llm", "model": "strong"}},
+            },
+            "annotators.synthetic.model: strong has no price of its own",
+        ),
         (
             {"llm": {"backend": "generator"}, "generator": {"model": "m"}, "strategy": "signal"},
             "learner.name: must be none",

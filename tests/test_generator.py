@@ -16,7 +16,6 @@ from conftest import make_tiny_lm
 from ray import serve
 
 from actors.generator import GeneratorService
-from actors.generator_chat import prompt_token_ids
 from actors.generator_replica import GenerateRequest
 from actors.weight_sender import ReplicaClient
 from actors.weights import PolicyRef
@@ -24,6 +23,7 @@ from genal_ray.config import GeneratorConfig
 from genal_ray.errors import HandOverError, RunError, StalePolicyError, UserError
 from genal_ray.llm import LLMError, Message, Reply, Request
 from genal_ray.llm.replies import read_json
+from genal_ray.llm.template import prompt_token_ids
 from genal_ray.types import Completion, PolicyUpdate, Prompt
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from fakes import PlainTask
 from genal_ray.config import GuardsConfig, RewardConfig
 from genal_ray.guards import collapse_metrics, distinct, fate_metrics, judge, label_metrics, normalized_entropy
 from genal_ray.labels import Classes
-from genal_ray.near_duplicates import ShingledTexts
+from genal_ray.near_duplicates import ShingledTexts, _likely, _rarest_first
 from genal_ray.pools import Pools
 from genal_ray.rewards import build_rollouts
 from genal_ray.stages import CandidateCodec
@@ -145,30 +145,62 @@ def test_copies_and_duplicates_may_be_kept_and_are_counted(pools: Pools) -> None
     assert collapse_metrics(dropped, PlainTask()) == metrics
 
 
-def test_near_agrees_with_jaccard_by_hand() -> None:
+def shingles(text: str) -> set[str]:
+    padded = text.ljust(4, "_")
+    return {padded[i : i + 4] for i in range(len(padded) - 3)}
+
+
+def near_by_hand(left: list[str], right: list[str], threshold: float) -> list[list[int]]:
+    """Every pair compared."""
+    sets = [shingles(text) for text in right]
+    return [
+        [n for n, b in enumerate(sets) if len(a & b) >= threshold * len(a | b)] for a in (shingles(t) for t in left)
+    ]
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.55, 2 / 3, 0.7, 0.8, 0.9, 1.0])
+@pytest.mark.parametrize(("alphabet", "longest"), [("ab ", 9), ("abcdefgh ", 60), ("é𝒳\ud800\n", 30)])
+def test_near_agrees_with_jaccard_by_hand(threshold: float, alphabet: str, longest: int) -> None:
+    """Texts with misspelled copies, exact ones, short and empty ones."""
     rng = np.random.default_rng(0)
-    drawn = ["".join(rng.choice(list("ab "), size=rng.integers(1, 9))) for _ in range(120)]
-    texts = [normalized(text) or "a" for text in drawn]
-    left, right = texts[:70], texts[70:]
-
-    def shingles(text: str) -> set[str]:
-        padded = text.ljust(4, "_")
-        return {padded[i : i + 4] for i in range(len(padded) - 3)}
-
-    found = ShingledTexts(left).near(ShingledTexts(right), 0.5)
-    for text, rows in zip(left, found, strict=True):
-        sets = [(shingles(text), shingles(other)) for other in right]
-        assert rows.tolist() == [n for n, (a, b) in enumerate(sets) if len(a & b) >= 0.5 * len(a | b)]
-    assert 0 < sum(len(rows) for rows in found) < 70 * 50
-    assert [rows.tolist() for rows in ShingledTexts(left).near(ShingledTexts([]), 0.5)] == [[]] * 70
+    drawn = ["".join(rng.choice(list(alphabet), size=rng.integers(longest))) for _ in range(60)]
+    slips = [text[: (at := int(rng.integers(len(text) + 1)))] + "x" + text[at + 1 :] for text in drawn]
+    left, right = ["", *drawn[:40]], [*drawn[20:], *slips, "", "x"]
+    found = [rows.tolist() for rows in ShingledTexts(left).near(ShingledTexts(right), threshold)]
+    assert found == near_by_hand(left, right, threshold)
+    assert 20 < sum(map(len, found)) < len(left) * len(right)
 
 
-def test_many_comparisons_are_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = ShingledTexts([f"text number {n % 5} of some" for n in range(20)])
-    whole = [rows.tolist() for rows in texts.near(texts, 0.9)]
+def test_nothing_is_near_to_nothing() -> None:
+    some, none = ShingledTexts(["a text", "another"]), ShingledTexts([])
+    assert [rows.tolist() for rows in some.near(none, 0.5)] == [[], []]
+    assert none.near(some, 0.5) == none.near(none, 0.5) == []
+
+
+def test_few_of_the_pairs_are_compared() -> None:
+    """Texts of the same 300 words, some of them frequent: nearly all pairs have successive characters in common."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("aeioulnrst"), size=rng.integers(2, 8))) for _ in range(300)]
+    shares = 1 / np.arange(1, 301)
+    texts = [" ".join(rng.choice(words, size=rng.integers(10, 30), p=shares / shares.sum())) for _ in range(400)]
+    texts += [f"{text} too" for text in texts[:20]]
+    left, right = ShingledTexts(texts[:150]), ShingledTexts(texts[150:])
+    mine, theirs = _rarest_first(left._members, right._members)
+    likely = [rows.tolist() for rows in _likely(mine, theirs, 0.8)]
+    near = [rows.tolist() for rows in left.near(right, 0.8)]
+    assert near == near_by_hand(texts[:150], texts[150:], 0.8)
+    assert all(set(rows) <= set(more) for rows, more in zip(near, likely, strict=True))
+    assert sum(map(len, near)) >= 20
+    assert sum(map(len, likely)) < 0.01 * len(left) * len(right)
+
+
+def test_many_pairs_are_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [f"text number {n % 5} of some" for n in range(20)]
+    whole = [rows.tolist() for rows in ShingledTexts(texts).near(ShingledTexts(texts), 0.9)]
     assert whole[7] == [2, 7, 12, 17]
-    monkeypatch.setattr("genal_ray.near_duplicates.MAX_COMPARISONS", 60)
-    assert [rows.tolist() for rows in texts.near(texts, 0.9)] == whole
+    monkeypatch.setattr("genal_ray.near_duplicates.MAX_PAIRS", 60)
+    monkeypatch.setattr("genal_ray.near_duplicates.HASHED_AT_ONCE", 3)
+    assert [rows.tolist() for rows in ShingledTexts(texts).near(ShingledTexts(texts), 0.9)] == whole
 
 
 def test_distinct_n_counts_different_n_grams_over_all() -> None:

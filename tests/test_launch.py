@@ -19,13 +19,18 @@ from cluster import contact, launch, session
 from cluster.console import PlainView, TerminalView, console, show_outcome
 from cluster.interrupts import Interrupts, interrupts
 from cluster.resources import Placement
+from genal_ray.budget import resolve_budget
 from genal_ray.config import load_config
 from genal_ray.errors import GenalRayError, RunError, UserError
+from genal_ray.location import default_work_dir
+from genal_ray.mirror import Mirror
 from genal_ray.status import RunStatus, StageStatus, State
 from genal_ray.store import RunDirectory
 from genal_ray.types import RoundReport
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+
+URL = "s3://bucket/run"
 
 REPORT = RoundReport(
     round=0, metrics={"al/num_labels": 20, "al/accuracy": 0.5, "timing/round": 2.0, "rl/reward_mean": float("nan")}
@@ -88,12 +93,21 @@ class Recorder:
         pass
 
 
+def make_job(folder: Path, *settings: str, address: str | None = None, url: str | None = None) -> launch._Job:
+    """A run in `folder`, which is the working copy of the one at `url`."""
+    config = load_config("demo", list(settings))
+    budget = resolve_budget(config, pool_size=1000)
+    store = RunDirectory(folder, Mirror(url))
+    return launch._Job(config=config, store=store, placements=(), budget=budget, address=address, view=Recorder())
+
+
 def watch(ending: str, tmp_path: Path, *signals: int) -> tuple[RunStatus, Recorder]:
     driver: Any = ray.remote(FakeDriver).options(num_cpus=0, max_concurrency=4).remote(ending)
-    view, arrived = Recorder(), Interrupts(grace_s=60)
+    job, arrived = make_job(tmp_path, "cluster.heartbeat_s=3"), Interrupts(grace_s=60)
     for number in signals:
         arrived.note(number)
-    return launch._watch(driver, RunDirectory(tmp_path), view, arrived, heartbeat_s=3), view
+    view: Any = job.view
+    return launch._watch(driver, job, arrived), view
 
 
 @pytest.mark.ray
@@ -131,7 +145,7 @@ def test_a_driver_that_the_memory_monitor_killed_is_lost(tmp_path: Path, monkeyp
     monkeypatch.setattr(ray, "get", get)
     driver = SimpleNamespace(run=method, pid=method, status=method)
     with pytest.raises(launch.DriverLost, match="the driver process died: the node is low on memory"):
-        launch._watch(driver, RunDirectory(tmp_path), Recorder(), Interrupts(grace_s=60))
+        launch._watch(driver, make_job(tmp_path), Interrupts(grace_s=60))
 
 
 @pytest.mark.ray
@@ -176,7 +190,7 @@ def test_a_lost_driver_is_started_again_a_few_times(
 def test_a_driver_lost_after_an_interrupt_is_not_started_again(
     signals: tuple[int, ...], error: type[RunError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lose(driver: Any, store: RunDirectory, view: Recorder, arrived: Interrupts, heartbeat_s: float) -> RunStatus:
+    def lose(driver: Any, job: launch._Job, arrived: Interrupts) -> RunStatus:
         for number in signals:
             arrived.note(number)
         raise launch.DriverLost("the driver process died")
@@ -184,7 +198,7 @@ def test_a_driver_lost_after_an_interrupt_is_not_started_again(
     monkeypatch.setattr(launch, "start_driver", lambda *_: None)
     monkeypatch.setattr(launch, "_watch", lose)
     with pytest.raises(RunError, match="the driver process died") as lost:
-        launch._drive(load_config("demo"), RunDirectory(tmp_path), "", Recorder())
+        launch._drive(make_job(tmp_path), "")
     assert type(lost.value) is error
 
 
@@ -303,12 +317,36 @@ def test_interrupts_press_harder_each_time(tmp_path: Path) -> None:
     class Driver:
         stop = Stop()
 
-    store, view = RunDirectory(tmp_path), Recorder()
-    assert launch._pass_on(Driver(), 1, store, view) == 1
-    assert launch._pass_on(Driver(), 2, store, view) == 2
+    job = make_job(tmp_path)
+    assert launch._pass_on(Driver(), 1, job) == 1
+    assert launch._pass_on(Driver(), 2, job) == 2
     assert Stop.calls == [False, True]
     with pytest.raises(RunError, match="resume"):
-        launch._pass_on(Driver(), 3, store, view)
+        launch._pass_on(Driver(), 3, job)
+
+
+@pytest.mark.parametrize(
+    ("folder", "url", "address", "options"),
+    [
+        ("my run", None, None, "'{folder}'"),
+        ("run", None, "auto", "{folder} --address auto"),
+        ("run", None, "head:6379", "{folder}"),
+        ("run", URL, None, URL + " --work-dir {folder}"),
+        ("cache/genal-ray/runs/" + default_work_dir(URL).name, URL, "auto", URL + " --address auto"),
+    ],
+)
+def test_what_goes_on_with_a_run_names_the_options_that_it_had(
+    folder: str, url: str | None, address: str | None, options: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = tmp_path / folder
+    job = make_job(directory, "cluster.address=head:6379", address=address, url=url)
+    command = f"genal-ray resume {options.format(folder=directory)}"
+    assert job.kept.endswith(f"go on with: {command}")
+    assert str(launch._failure(SimpleNamespace(cause=RunError("why")), job)) == f"why\ngo on with: {command}"
+    with pytest.raises(RunError) as abandoned:
+        launch._pass_on(None, 3, job)
+    assert str(abandoned.value).endswith(f"go on with: {command}")
 
 
 def test_a_stale_contact_is_no_contact(tmp_path: Path) -> None:

@@ -19,10 +19,11 @@ from openai_server import MODEL, Answer, Server, serve
 
 from genal_ray.config import LLMConfig
 from genal_ray.errors import UserError
-from genal_ray.llm import CapReached, LLMError, Message, Reply, Request
+from genal_ray.llm import CapReached, LLMError, Message, Refused, Reply, Request
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint, check_endpoint
 from genal_ray.llm.journal import Journal
+from genal_ray.llm.limits import Pace
 from genal_ray.llm.prompts import Prompts
 from genal_ray.llm.replies import Fault, Malformed, read_json
 from genal_ray.validation import InvalidValues, validate
@@ -148,7 +149,7 @@ def test_calls_at_a_time_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_caps_are_never_exceeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: dict[str, float]) -> None:
     def behave(body: dict[str, Any], before: int) -> Answer:
-        return Answer(text="{}", usage=(20, 60))  # 80 tokens; up to 24 + 80 may be asked for
+        return Answer(text="{}", usage=(20, 60))  # 80 tokens; up to 24 + the schema's + 80 may be asked for
 
     journal = tmp_path / "calls.jsonl"
     with serve(behave) as server:
@@ -157,10 +158,12 @@ def test_caps_are_never_exceeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         answered = [reply for reply in replies if isinstance(reply, Reply)]
         refused = [reply for reply in replies if isinstance(reply, CapReached)]
         assert len(answered) + len(refused) == 30
-        assert len(answered) == 12  # after 11 calls 880 are spent and 104 more would fit; after 12 they would not
-        assert llm.usage.spending.tokens == 960
+        # After the last call that was made one more might exceed the cap, after the one before it might not.
+        most = request(10).most_prompt_tokens + 80
+        assert 80 * (len(answered) - 1) + most <= 1000 < 80 * len(answered) + most
+        assert llm.usage.spending.tokens == 80 * len(answered)
         again, _ = ask_all(config, journal, [request(i, max_tokens=80) for i in range(30)])
-        assert sum(isinstance(reply, Reply) for reply in again) == 12
+        assert sum(isinstance(reply, Reply) for reply in again) == len(answered)
         more = config.model_copy(update={"max_total_tokens": None, "max_cost": None})
         whole, _ = ask_all(more, journal, [request(i, max_tokens=80) for i in range(30)])
     assert all(isinstance(reply, Reply) for reply in whole)
@@ -219,6 +222,71 @@ def test_a_call_larger_than_the_tokens_of_a_minute_is_made(tmp_path: Path, monke
         config = configured(server, monkeypatch, tokens_per_minute=10)
         (reply,), _ = ask_all(config, tmp_path / "calls.jsonl", [request(3)])
     assert reply.text == '{"n": 3}'
+
+
+def test_a_minute_holds_its_tokens_and_a_call_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first minute, and one after a long pause."""
+    clock = [1000.0]
+    monkeypatch.setattr("genal_ray.llm.limits.time.monotonic", lambda: clock[0])
+    pace = Pace(per_minute=600)
+    begun = [clock[0] + pace.delay(150) for _ in range(12)]
+    clock[0] += 1000
+    begun += [clock[0] + pace.delay(150) for _ in range(12)]
+    for start in begun:
+        assert sum(150 for other in begun if start <= other < start + 60) <= 600 + 150
+    assert begun[1] - begun[0] == pytest.approx(15)
+
+
+def test_who_waits_for_tokens_does_not_keep_a_run_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(echo) as server:
+        config = configured(server, monkeypatch, tokens_per_minute=10)
+
+        async def work() -> None:
+            llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
+            await llm.complete(request(0))
+            waiting = asyncio.ensure_future(llm.complete(request(1)))  # minutes
+            await asyncio.sleep(0.05)
+            await asyncio.wait_for(llm.close(), 5)
+            with pytest.raises(LLMError, match="the run ends"):
+                await waiting
+
+        asyncio.run(work())
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_caps_need_an_endpoint_that_keeps_replies_short(
+    capped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some know max_tokens only, and write on."""
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        return Answer(text='{"n": 1}', usage=(20, 50 if body.get("max_tokens") == 50 else 5000))
+
+    journal = tmp_path / "calls.jsonl"
+    with serve(behave) as server:
+        config = configured(server, monkeypatch, max_total_tokens=10_000 if capped else None)
+        (reply,), llm = ask_all(config, journal, [request(1)])
+        assert llm.spent.tokens == 5020, "it is paid for"
+        if capped:
+            assert isinstance(reply, LLMError)
+            assert "llm.reply_limit=max_tokens" in str(reply)
+            config = config.model_copy(update={"reply_limit": "max_tokens"})
+            (reply, other), llm = ask_all(config, journal, [request(1), request(2)])
+            assert isinstance(other, Reply)
+            assert llm.usage.spending.tokens == 70
+        assert isinstance(reply, Reply)
+
+
+@pytest.mark.parametrize(("status", "refused"), [(400, True), (422, True), (401, False), (404, False)])
+def test_a_request_that_is_refused_is_told_from_an_endpoint_that_fails(
+    status: int, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(lambda body, before: Answer(status=status)) as server:
+        (reply,), llm = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request(1)])
+    assert isinstance(reply, Refused if refused else LLMError)
+    assert isinstance(reply, Refused) == refused
+    assert llm.usage.num_refused == refused
 
 
 def test_malformed_replies_are_asked_again_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,8 +383,8 @@ def test_what_is_not_told_counts_as_the_most(usage: Any, tmp_path: Path, monkeyp
     with serve(lambda asked, before: Answer(body=body)) as server:
         config = configured(server, monkeypatch, max_total_tokens=1000)
         (reply,), llm = ask_all(config, tmp_path / "calls.jsonl", [request(7, max_tokens=80)])
-    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("{}", len("number 7") + 16, 80)
-    assert llm.spent.tokens == 24 + 80
+    assert (reply.text, reply.prompt_tokens, reply.completion_tokens) == ("{}", request(7).most_prompt_tokens, 80)
+    assert llm.spent.tokens == request(7).most_prompt_tokens + 80
 
 
 def test_an_empty_refusal_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,6 +416,7 @@ def test_a_line_cut_off_in_the_journal_is_paid_again(tmp_path: Path, monkeypatch
         ({"base_url": "host:8000"}, "expected http://HOST/v1"),
         ({"base_url": "http://[host"}, "not a URL"),
         ({"max_cost": 1.0}, "llm.prompt_price"),
+        ({"max_cost": 1.0, "prompt_price": 1.0}, "llm.completion_price"),
         ({"concurrency": 0}, "at least 1"),
     ],
 )
@@ -359,12 +428,14 @@ def test_wrong_settings_are_explained(changes: dict[str, Any], expected: str) ->
 def test_the_endpoint_is_checked_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def told(config: LLMConfig) -> str:
         with pytest.raises(UserError) as caught:
-            asyncio.run(check_endpoint(config))
+            asyncio.run(check_endpoint(config, {"llm.model": config.model_name}))
         return str(caught.value)
 
     with serve(echo) as server:
         config = configured(server, monkeypatch)
-        asyncio.run(check_endpoint(config))
+        asyncio.run(check_endpoint(config, {"llm.model": MODEL}))
+        with pytest.raises(UserError, match=r"annotators\.synthetic\.model: .* has no model 'strong'"):
+            asyncio.run(check_endpoint(config, {"llm.model": MODEL, "annotators.synthetic.model": "strong"}))
         assert "no model 'teecher'; did you mean 'teacher'?" in told(config.model_copy(update={"model": "teecher"}))
         monkeypatch.setenv("OPENAI_API_KEY", "wrong")
         assert "refuses the key in OPENAI_API_KEY (HTTP 401)" in told(config)

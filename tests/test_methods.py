@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 
 from genal_ray.acquisition import Batchwise
+from genal_ray.budget import resolve_budget
 from genal_ray.config import load_config
 from genal_ray.errors import UserError
 from genal_ray.methods import Method, find_method, method_names, parse_method
+from genal_ray.strategies.direct import Direct
+from genal_ray.strategies.evokd import Evokd
 
 LLM = "llm={model: teacher}"
 TAGGING = ("mnlp", "token_entropy", "token-entropy-max")
@@ -73,6 +76,51 @@ def test_pool_methods_go_with_a_base_of_another_strategy(name: str) -> None:
     find_method(name).check(config)
     assert not config.writes
     assert config.acquisition.name == {"signal-no-synthetic": "signal", "bertkm-finetuned": "bertkm"}[name]
+
+
+SERVED = ["llm.backend=generator", "generator.model=some-chat-model", "annotators.synthetic=llm"]
+"""The run's own vLLM as chat model."""
+
+
+@pytest.mark.parametrize("name", ["evokd", "evokd-no-easy", "evokd-merged-labeling", "direct", "auggpt"])
+def test_chat_methods_go_with_the_runs_own_generator(name: str) -> None:
+    served = [*SERVED, "strategy=signal", "learner.name=none", "warmup={}"]
+    base = load_config("sst2-evokd", served)
+    config = load_config("sst2-evokd", [*served, *find_method(name).settings(base)])
+    assert config.generator == base.generator
+    assert config.asks_llm
+    assert not config.learns
+
+
+@pytest.mark.parametrize("name", ["k-shot", "full-shot", "random", "entropy"])
+def test_what_asks_no_chat_model_needs_none(name: str) -> None:
+    base = load_config("sst2-evokd", SERVED)
+    config = load_config("sst2-evokd", [*SERVED, *find_method(name).settings(base)])
+    assert config.generator is None
+    assert not config.asks_llm
+    assert not config.writes
+
+
+def test_chat_methods_keep_the_options_of_their_own_strategy() -> None:
+    own = ["llm.model=teacher", "strategy={name: evokd, repeats: 3, hard_share: 0.4}"]
+    base = load_config("sst2-evokd", own)
+    evokd = load_config("sst2-evokd", [*own, *find_method("evokd").settings(base)])
+    assert evokd.strategy == base.strategy
+    no_easy = load_config("sst2-evokd", [*own, *find_method("evokd-no-easy").settings(base)])
+    assert no_easy.strategy == base.strategy.model_copy(update={"hard_share": 1.0})
+    assert load_config("sst2-evokd", [*own, *find_method("direct").settings(base)]).strategy == Direct()
+    short = ["llm.model=teacher", "strategy=evokd"]
+    no_hard = find_method("evokd-no-hard").settings(load_config("sst2-evokd", short))
+    assert load_config("sst2-evokd", [*short, *no_hard]).strategy == Evokd(hard_share=0.0)
+
+
+@pytest.mark.parametrize(("name", "bought"), [("k-shot", 20), ("full-shot", 300)])
+@pytest.mark.parametrize("rounds", ["null", "3"])
+def test_bounds_buy_their_labels_whatever_the_budget_of_the_base(name: str, bought: int, rounds: str) -> None:
+    own = ["data.initial_labeled=20", "budget.total=0.5", f"budget.max_rounds={rounds}"]
+    config = load_config("demo", [*own, *find_method(name).overrides])
+    budget = resolve_budget(config, 300)
+    assert (budget.initial, budget.total, budget.num_rounds) == (bought, bought, 0)
 
 
 def test_unknown_method_is_refused_with_the_nearest() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_tiny_lm
 from tiny_students import make_encoder
 
 from genal_ray import preflight
@@ -157,6 +158,27 @@ def test_encoding_has_to_be_the_students(demo: Callable[..., RunConfig], tmp_pat
     config = demo(f"student.model={copied(minilm, tmp_path / 'distil', **distilbert)}")
     with pytest.raises(UserError, match="has no pooler: set scorer"):
         check_student(config.student, "pooler")
+
+
+SERVED = ("llm={backend: generator}", "strategy=evokd", "acquisition=random", "annotators.synthetic=llm")
+"""The run's own vLLM as chat model."""
+
+
+def test_a_chat_has_to_fit_into_the_context(
+    demo: Callable[..., RunConfig], complaint: Callable[..., str], tmp_path: Path
+) -> None:
+    model = make_tiny_lm(tmp_path / "lm", tied=True, context=2048)
+    served = [*SERVED, f"generator.model={model}", "generator.max_model_len=2048"]
+    assert "(llm.max_reply_tokens) exceed generator.max_model_len=2048" in complaint(*served)
+    config = demo(*served, "llm.max_reply_tokens=50", "generator.max_tokens=2000")
+    preflight.check(config, output_dir=tmp_path / "run")  # prompts to be gone on with by 2000 tokens are never written
+
+
+def test_templates_are_filled_in_as_later_rounds_do(complaint: Callable[..., str], tmp_path: Path) -> None:
+    template = tmp_path / "prompts" / "classification" / "analysis.jinja"
+    template.parent.mkdir(parents=True)
+    template.write_text("{% block user %}{% if analyses %}{{ analysises[0] }}{% endif %}Why?{% endblock %}")
+    assert "analysises" in complaint(*SERVED, f"llm.prompts={tmp_path / 'prompts'}")
 
 
 def test_data_and_annotators_are_checked(complaint: Callable[..., str]) -> None:

@@ -17,8 +17,10 @@ from cluster.machine import GIB, Machine, visible_gpus
 from cluster.models import count_parameters
 from cluster.resources import check_local, describe, requirements, totals
 from cluster.runtime_env import runtime_env
-from genal_ray.config import RunConfig, parse_config
+from genal_ray.config import RunConfig, load_config, parse_config
 from genal_ray.errors import UserError
+from genal_ray.methods import find_method
+from genal_ray.strategies.evokd import Evokd
 
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements"
 ROOMY = Machine(cores=8, memory=64 * GIB, shared_memory=16 * GIB, disk=500 * GIB)
@@ -60,6 +62,21 @@ def test_pool_method_has_no_generator_and_none_learner_no_learner() -> None:
     values = small().model_dump(mode="json") | {"generator": None}
     assert {p.actor for p in requirements(parse_config(values, "test"))} == {"driver", "scorer", "student"}
     assert "learner" not in {p.actor for p in requirements(small(learner={"name": "none"}))}
+
+
+def test_a_warm_up_is_listed_where_there_is_one() -> None:
+    made = small(warmup={"num_cpus": 2})
+    assert {p.actor for p in requirements(made) if p.goes_first} == {"warm-up"}
+    for elsewhere in ({"generator": None}, {"strategy": Evokd()}):
+        assert not any(p.goes_first for p in requirements(made.model_copy(update=elsewhere)))
+
+
+def test_a_pool_method_goes_with_a_base_that_warms_up() -> None:
+    base = ["generator.model=x", "warmup.epochs=1"]
+    for method in ("random", "signal-no-synthetic", "full-shot"):
+        made = load_config("demo", [*base, *find_method(method).overrides])
+        assert made.warmup is not None
+        assert not made.warms_up
 
 
 def test_a_run_that_fits_passes() -> None:

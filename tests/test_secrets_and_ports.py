@@ -104,7 +104,7 @@ def test_an_endpoint_is_told_without_its_password(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url.replace("://", f"://me:{SECRET}@"))
         for config in ({"model": MODEL}, {"model": "another"}):
             with pytest.raises(UserError) as caught:
-                asyncio.run(check_endpoint(validate(LLMConfig, config)))
+                asyncio.run(check_endpoint(validate(LLMConfig, config), {"llm.model": config["model"]}))
             assert SECRET not in str(caught.value)
             assert f"//{HIDDEN}@127.0.0.1" in str(caught.value)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import OutOfMemoryError
@@ -34,13 +36,26 @@ def starting(*, hangs: bool = False, dies: Exception | None = None) -> SimpleNam
     return SimpleNamespace(prepare=SimpleNamespace(remote=prepare))
 
 
+class Reference:
+    """Of the place of a scorer, which it tells when it has a process."""
+
+    def __init__(self, there: bool) -> None:
+        self.there = there
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        if not self.there:
+            yield from asyncio.Event().wait().__await__()
+        return "a place"
+
+
 @pytest.fixture
 def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScorerPool:
     """Of one seat, whose scorer hangs at its start."""
     monkeypatch.setattr(backoff, "FIRST_S", 0.01)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    monkeypatch.setattr(ray, "get", lambda references: references)
-    monkeypatch.setattr(scorer, "_place", lambda actor: None)
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: ([r for r in references if r.there], []))
+    monkeypatch.setattr(scorer, "_place", lambda actor: Reference(True))
     sections = {
         "task": {"domain": "d"},
         "data": {"source": str(tmp_path)},
@@ -48,22 +63,22 @@ def pool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ScorerPool:
         "scorer": {"timeout_s": 0.05},
     }
     pool = ScorerPool(parse_config(sections, "test"))
-    pool._actors, pool._places = [starting(hangs=True)], [None]
+    pool._actors, pool._places = [starting(hangs=True)], [Reference(True)]
     return pool
 
 
-def has_process(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
-    """Whether the scorer's process was started."""
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every scorer that is lost its stacks are kept."""
 
     async def lost(self: Incidents, part: str, why: object, *, hung: Any = ()) -> None:
-        assert list(hung) == ["a place"], "its stacks are kept"
+        assert list(hung) == ["a place"]
 
-    monkeypatch.setattr(ray, "wait", lambda references, timeout: (["a place"] if there else [], references))
     monkeypatch.setattr(Incidents, "lost", lost)
 
 
+@pytest.mark.usefixtures("stacks")
 def test_a_scorer_that_hangs_at_its_start_is_replaced(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
-    has_process(monkeypatch, True)
     waiting = [starting(hangs=True), starting(hangs=False)]
     monkeypatch.setattr(pool, "_launch", lambda: waiting.pop(0))
     asyncio.run(pool._ready(0))
@@ -80,17 +95,50 @@ def test_a_scorer_that_the_memory_monitor_kills_at_its_start_is_replaced(
     assert not waiting
 
 
+@pytest.mark.usefixtures("stacks")
 def test_scorers_that_hang_again_and_again_end_the_run(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
-    has_process(monkeypatch, True)
     monkeypatch.setattr(pool, "_launch", lambda: starting(hangs=True))
     with pytest.raises(RunError, match=r"lost at its start 3 times: no answer within scorer\.timeout_s"):
         asyncio.run(pool._ready(0))
 
 
-def test_a_scorer_without_room_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch, pool: ScorerPool) -> None:
-    has_process(monkeypatch, False)
+def test_a_scorer_without_room_is_not_waited_for_again(pool: ScorerPool) -> None:
+    pool._places = [Reference(False)]
     with pytest.raises(RunError, match=r"no room for a scorer: .* scorer\.timeout_s = 0\.05 s"):
         asyncio.run(pool._ready(0))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_scorer_that_finds_no_room_leaves_the_work_to_the_others(
+    earlier: bool, monkeypatch: pytest.MonkeyPatch, pool: ScorerPool
+) -> None:
+    """One that was lost in an earlier stage, or in this one by its first piece."""
+    patient = pool._config.scorer.model_copy(update={"timeout_s": 0.5})
+    pool._config = pool._config.model_copy(update={"scorer": patient})
+    homeless = starting()
+    pool._actors, pool._places = [starting(), starting()], [Reference(not earlier), Reference(True)]
+    pool._starting = {0} if earlier else set()
+    monkeypatch.setattr(pool, "_launch", lambda: homeless)
+    monkeypatch.setattr(scorer, "_place", lambda actor: Reference(actor is not homeless))
+    first, told = pool._actors[0], list[str]()
+    pool._incidents = Incidents(None, told.append)
+
+    async def call(actor: Any, piece: int) -> int:
+        if actor is first:
+            raise OutOfMemoryError("the node is low on memory")
+        await asyncio.sleep(0.1)
+        return piece
+
+    rows = [np.arange(5 * n, 5 * n + 5) for n in range(12)]
+    done = asyncio.run(pool._spread(range(12), rows, call))
+    assert done.results == list(range(12))
+    assert len(told) == (0 if earlier else 1), "no piece waits for it"
+
+
+def test_scorers_that_all_find_no_room_end_the_run(pool: ScorerPool) -> None:
+    pool._actors, pool._places, pool._starting = [starting(), starting()], [Reference(False), Reference(False)], {0, 1}
+    with pytest.raises(RunError, match="no room for a scorer"):
+        asyncio.run(pool._spread([0], [np.arange(5)], lambda actor, piece: piece))
 
 
 def test_a_generator_that_is_never_ready_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

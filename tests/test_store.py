@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from pathlib import Path
 
 import pytest
 from fakes import make_config
 
-from genal_ray.errors import UserError
+from genal_ray.errors import RunError, UserError
 from genal_ray.labels import Classes
 from genal_ray.ledger import Ledger
+from genal_ray.stages import policy_codec, student_codec
 from genal_ray.store import SCHEMA_VERSION, RunDirectory
-from genal_ray.types import Instance, LabeledInstance, RoundReport
+from genal_ray.types import Instance, LabeledInstance, PolicyUpdate, RoundReport, StudentFit
 
 NAMES = ("no", "yes")
 
@@ -77,6 +80,40 @@ def test_non_finite_metrics_become_null(tmp_path: Path) -> None:
     store.create(make_config())
     store.commit(RoundReport(round=0, metrics={"rl/kl": float("nan"), "al/accuracy": 0.5}))
     assert json.loads(store.metrics_file.read_text()) == {"round": 0, "rl/kl": None, "al/accuracy": 0.5}
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_stage_with_a_figure_that_is_not_finite_is_kept(tmp_path: Path, bad: float) -> None:
+    round = RunDirectory(tmp_path).round(3)
+
+    async def learn() -> tuple[PolicyUpdate, dict[str, float]]:
+        folder = await round.fresh("policy") / "model"
+        folder.mkdir(parents=True)
+        metrics = {"rl/kl": bad, "rl/entropy": 0.5}
+        return PolicyUpdate(version=3, path=str(folder), metrics=metrics), metrics
+
+    for replayed in (False, True):
+        kept = asyncio.run(round.stage("learn", policy_codec(tmp_path), learn))
+        assert kept.replayed == replayed
+        assert kept.metrics == pytest.approx({"rl/kl": math.nan, "rl/entropy": 0.5}, nan_ok=True)
+    saved = round.read("learn")
+    assert saved["metrics"] == saved["value"]["metrics"] == {"rl/kl": None, "rl/entropy": 0.5}
+
+
+def test_a_stage_whose_weights_are_on_another_machine_is_not_kept(tmp_path: Path) -> None:
+    round = RunDirectory(tmp_path).round(1)
+
+    async def fit(*, shared: bool) -> tuple[StudentFit, dict[str, float]]:
+        folder = await round.fresh("student")
+        if shared:
+            folder.mkdir()
+        return StudentFit(version=1, path=str(folder), metrics={}), {}
+
+    with pytest.raises(RunError, match=r"0001/student is not there: it was written on another machine.* all nodes see"):
+        asyncio.run(round.stage("student", student_codec(tmp_path), lambda: fit(shared=False)))
+    assert not round.is_complete("student")
+    asyncio.run(round.stage("student", student_codec(tmp_path), lambda: fit(shared=True)))
+    assert round.is_complete("student")
 
 
 def test_a_directory_of_another_version_says_so(tmp_path: Path) -> None:

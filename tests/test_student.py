@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,20 @@ def test_a_step_whose_loss_is_not_finite_is_skipped_and_counted(
     assert np.isfinite(trained.metrics["student/loss"])
     with pytest.raises(RunError, match=r"in 3 of 20 optimiser steps.*guards\.max_error_rate.*student\.learning_rate"):
         train(encoder, min_steps=20, batch_size=10)
+
+
+def test_a_last_epoch_without_a_step_that_counts_has_no_loss(encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, calls = ClassTargets.loss, Counter[str]()
+
+    def bad_at_the_end(self: ClassTargets, logits: torch.Tensor, rows: Any) -> torch.Tensor:
+        calls["loss"] += 1
+        return loss(self, logits, rows) + (torch.nan if calls["loss"] == 20 else 0)
+
+    monkeypatch.setattr(ClassTargets, "loss", bad_at_the_end)
+    trained = train(encoder, min_steps=20, batch_size=40)  # one step an epoch
+    assert (trained.metrics["student/num_steps"], trained.metrics["student/num_skipped"]) == (20, 1)
+    assert "student/loss" not in trained.metrics
+    assert np.isfinite(list(trained.metrics.values())).all()
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0], [0]])

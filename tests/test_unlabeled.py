@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 from fakes import Calls, make_run
 from openai_server import MODEL, labels, serve, texts_of
 from test_loop import ledger, rows
@@ -44,6 +45,7 @@ LLM_LABELS = {"real": "llm", "synthetic": "llm"}
 
 
 def write(folder: Path, train: Rows, test: Rows = HELD_OUT) -> None:
+    folder.mkdir(exist_ok=True)
     for split, values in (("train", train), ("test", test)):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values), encoding="utf-8")
 
@@ -84,6 +86,35 @@ def test_empty_fields_of_csv_are_no_labels(tmp_path: Path) -> None:
     named = {"train": "train.csv", "label_names": {"": "none", "good": "good", "bad": "bad"}}
     found = load_corpus(config_of(tmp_path, named)).hidden_labels
     assert list(found.values()) == [2, 1, 2, 0], "nothing may stand for a label"
+
+
+def test_minus_one_of_named_classes_is_no_label(tmp_path: Path) -> None:
+    """Hub data sets hide labels so. Where nothing names classes it is a label like any other."""
+    names = ClassLabel(names=["bad", "good"])
+    features = Features({"text": Value("string"), "label": names})
+    for split, values in (("train", [-1, 1, -1, 0]), ("test", [0, 1])):
+        rows = {"text": [f"{split} {i}" for i in range(len(values))], "label": values}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    assert load_corpus(config_of(tmp_path)).hidden_labels == {"r-000001": 1, "r-000003": 0}
+    text = complaint(config_of(tmp_path, annotators={"real": "hidden", "synthetic": "llm"}))
+    assert "unknown label -1" in text
+    assert "annotators.real=llm" in text
+    write(other := tmp_path / "other", [{**row, "label": i % 2 * 2 - 1} for i, row in enumerate(TEXTS)], [
+        {"text": "held out", "label": -1}, {"text": "held in", "label": 1}
+    ])
+    assert len(load_corpus(config_of(other)).hidden_labels) == len(TEXTS)
+
+
+def test_conll_files_of_words_alone(tmp_path: Path) -> None:
+    (tmp_path / "train.conll").write_text("Anna\nsaw\n\nBob B-PER\n\nTroy\nstood\n", encoding="utf-8")
+    (tmp_path / "test.conll").write_text("Rome B-LOC\nfell O\n", encoding="utf-8")
+    data = {"text_column": "tokens", "label_column": "ner_tags", "initial_labeled": 1}
+    corpus = load_corpus(config_of(tmp_path, data, **NER))
+    assert [i.text for i in corpus.pool] == ["Anna saw", "Bob", "Troy stood"]
+    assert corpus.hidden_labels == {"r-000001": (3,)}
+    text = complaint(config_of(tmp_path, data, **NER, annotators={"real": "hidden", "synthetic": "llm"}))
+    assert "train.conll, line 1" in text
+    assert "annotators.real=llm" in text
 
 
 def test_pairs_without_labels(tmp_path: Path) -> None:

@@ -20,16 +20,16 @@ from genal_ray import loop
 from genal_ray.errors import UserError
 from genal_ray.files import locked
 from genal_ray.repair import repair
-from genal_ray.stages import _canonical, _digest
+from genal_ray.stages import STAGES, _canonical, _digest
 from genal_ray.store import RunDirectory
 from genal_ray.verify import verify
 
 
-def run_to_end(folder: Path, crash_at: str | None = None) -> Counter[str]:
+def run_to_end(folder: Path, crash_at: str | None = None, **changes: Any) -> Counter[str]:
     """A run of three rounds; how often each stage was done. `budget.json` and the outcome as the driver writes them."""
     calls = Calls()
     calls.crash_at = crash_at
-    run = make_run(folder, make_config(budget={"per_round": 4, "total": 16}), calls, Counter())
+    run = make_run(folder, make_config(budget={"per_round": 4, "total": 16}, **changes), calls, Counter())
     run.store.write_record("budget.json", {"total": run.budget.total})
     run.store.record_outcome(asyncio.run(loop.run(run)))
     return calls
@@ -153,6 +153,60 @@ def test_a_damaged_student_is_trained_again(tmp_path: Path) -> None:
     assert "goes on from student" in repair(store)[0]
     calls = run_to_end(tmp_path / "run")
     assert (calls["student"], calls["generate"]) == (2, 1)
+
+
+REWARD = {"acquisition": "entropy"}
+
+
+@pytest.mark.parametrize("crash_at", ["learn:2", "hand_over:2"])
+@pytest.mark.parametrize("reward", [REWARD, {"timing": "post"}])
+def test_a_damaged_reward_is_given_again_though_labels_were_bought(
+    tmp_path: Path, reward: dict[str, str], crash_at: str
+) -> None:
+    """It chose none of them: they and the student stay."""
+    run_to_end(tmp_path / "whole", reward=reward)
+    with pytest.raises(Crash):
+        run_to_end(tmp_path / "run", crash_at, reward=reward)
+    store = RunDirectory(tmp_path / "run")
+    flip(store.path / "rounds" / "0002" / "reward.json")
+    (note,) = repair(store)
+    assert "reward.json was damaged" in note
+    assert "round 2 goes on from reward" in note
+    left = [name for name in STAGES if store.round(2).is_complete(name)]
+    assert left == ["generate", "score", "annotate", "student"]
+    calls = run_to_end(tmp_path / "run", reward=reward)
+    assert [calls[part] for part in ("generate", "annotate", "student", "score", "learn")] == [1, 1, 1, 3, 2]
+    assert verify(store).findings == ()
+    assert store.ledger_file.read_bytes() == (tmp_path / "whole" / "labels" / "ledger.jsonl").read_bytes()
+
+
+def test_a_damaged_reward_that_kept_texts_from_being_chosen_is_not_given_again(tmp_path: Path) -> None:
+    """Labels were bought, and which ones were chosen is not on disk."""
+    with pytest.raises(Crash):
+        run_to_end(tmp_path / "run", "student:3", reward=REWARD)
+    store = RunDirectory(tmp_path / "run")
+    store.round(2).forget("annotate")
+    flip(store.path / "rounds" / "0002" / "reward.json")
+    with pytest.raises(UserError, match=r"reward\.json was damaged.* 4 labels were bought by what it held"):
+        repair(store)
+
+
+def test_all_damaged_stages_are_done_again_and_a_late_reward_with_its_student(tmp_path: Path) -> None:
+    reward = {"timing": "post"}
+    with pytest.raises(Crash):
+        run_to_end(tmp_path / "run", "hand_over:2", reward=reward)
+    store = RunDirectory(tmp_path / "run")
+    for name in ("reward", "student"):
+        flip(store.path / "rounds" / "0002" / f"{name}.json")
+    assert [note.partition("goes on from ")[2].partition(",")[0] for note in repair(store)] == ["reward", "student"]
+    with pytest.raises(Crash):
+        run_to_end(tmp_path / "run", "hand_over:1", reward=reward)
+    flip(store.path / "rounds" / "0002" / "student.json")
+    repair(store)
+    assert not store.round(2).is_complete("reward"), "it is given by the student"
+    calls = run_to_end(tmp_path / "run", reward=reward)
+    assert [calls[part] for part in ("annotate", "student", "score", "learn")] == [1, 2, 3, 2]
+    assert verify(store).findings == ()
 
 
 def hold(path: Path, held: Any, done: Any) -> None:

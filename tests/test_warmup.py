@@ -198,6 +198,20 @@ def test_loss_falls_and_a_plain_folder_is_left(
     assert sum(losses) / len(losses) == pytest.approx(record.loss_after, rel=0.05)
 
 
+def test_portions_of_a_step_do_not_change_what_is_learned(
+    warm: tuple[RunConfig, Path, list[tuple[int, int]]], tiny_lm: Path, tmp_path: Path
+) -> None:
+    """Of four and of one sequence; the last step of an epoch has a single one."""
+    from safetensors.numpy import load_file
+
+    weights = load_file(warm[1] / "model" / "model.safetensors")
+    for number, portions in enumerate(("micro_batch_size=4", "micro_batch_size=1")):
+        config = configure(tiny_lm, f"warmup.{portions}", "warmup.gradient_checkpointing=true")
+        warmup.warm_up(config, POOL, folder := tmp_path / str(number))
+        others = load_file(folder / "model" / "model.safetensors")
+        assert max(float(abs(weights[name] - others[name]).max()) for name in weights) < 1e-3
+
+
 def test_lora_is_merged(tiny_lm_untied: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -6,6 +6,7 @@ import asyncio
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -16,10 +17,10 @@ from ray.exceptions import ActorDiedError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from actors.generator_replica import BrokenReplicaError, GenerateRequest
+from actors.generator_replica import BrokenReplicaError, GenerateRequest, GeneratorReplica
 from actors.weight_sender import ParamMeta, WeightSender, rank_offsets
-from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error, resolve_backend
-from genal_ray.config import RunConfig
+from actors.weights import PolicyRef, PolicyRegistry, ReplicaReport, hand_over_error, resolve_backend, to_start_with
+from genal_ray.config import GeneratorConfig, RunConfig
 from genal_ray.errors import HandOverError, UserError
 from genal_ray.types import PolicyUpdate, Prompt
 
@@ -41,6 +42,56 @@ def test_registry_keeps_the_last_report_of_each_replica() -> None:
     assert {(r.replica, r.version) for r in registry.reports()} == {("a", 4), ("b", 3)}
     registry.retain(["b", "c"])
     assert [r.replica for r in registry.reports()] == ["b"]
+
+
+@pytest.mark.parametrize(("version", "kept"), [(0, True), (0, False), (4, True), (4, False)])
+def test_a_policy_whose_weights_were_pruned_is_not_started_with(version: int, kept: bool, tmp_path: Path) -> None:
+    """The registry names the one that the driver began with after a restart; version 0 may be a name on the hub."""
+    published = PolicyRef(version=version, path=str(tmp_path if kept else tmp_path / "pruned"))
+    pretrained = PolicyRef(version=0, path="org/model")
+    expected = pretrained if version and not kept else published
+    assert to_start_with(published, pretrained.path) == expected
+
+
+@pytest.fixture
+def replica(monkeypatch: pytest.MonkeyPatch) -> GeneratorReplica:
+    """Of version 0, with stand-ins for the registry and the engine, which takes any weights."""
+
+    async def nothing(*_: Any, **__: Any) -> None: ...
+
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r"))
+    monkeypatch.setattr(serve, "get_replica_context", lambda: context)
+    monkeypatch.setattr(GeneratorReplica, "_transfer", nothing)
+    registry: Any = SimpleNamespace(report=SimpleNamespace(remote=nothing))
+    made = GeneratorReplica(registry, "nccl")
+    made._config = GeneratorConfig(model="org/model", timeout_s=30)
+    engine: Any = SimpleNamespace(errored=False, shutdown=lambda timeout: None)
+    for call in ("pause_generation", "resume_generation", "collective_rpc", "update_weight_version"):
+        setattr(engine, call, nothing)
+    made._engine = engine
+    return made
+
+
+@pytest.mark.parametrize("then", ["load_policy", "start"])
+def test_a_replica_whose_transfer_broke_off_is_given_up_at_once(replica: GeneratorReplica, then: str) -> None:
+    async def go() -> list[ReplicaReport]:
+        await replica.weight_sync("start", {})
+        async with asyncio.timeout(10):
+            second = [] if then == "load_policy" else [await replica.weight_sync("start", {})]
+            return [*second, await replica.load_policy(POLICY)]
+
+    reports = asyncio.run(go())
+    assert all("did not finish" in str(report.error) for report in reports)
+    assert reports[-1].lost, "one that replaces it is waited for"
+
+
+def test_a_replica_whose_transfer_came_to_its_end_has_the_policy(replica: GeneratorReplica) -> None:
+    async def go() -> ReplicaReport:
+        for step in ("start", "update", "finish"):
+            await replica.weight_sync(step, {}, POLICY)
+        return await replica.load_policy(POLICY)
+
+    assert asyncio.run(go()) == ReplicaReport(replica="r", version=4)
 
 
 def run_config(transfer: str, gpus: float, learner: float | str) -> RunConfig:

@@ -79,6 +79,11 @@ class Annotator(Plugin):
     needs_labels: ClassVar[bool] = False
     """Whether every training row must have a label in the data."""
 
+    @property
+    def chat_model(self) -> str | None:
+        """The chat model that it asks, where that is not `llm.model`."""
+        return None
+
     @abstractmethod
     def check(self, corpus: Corpus) -> None:
         """Raise UserError, cheaply and before anything starts, when it cannot label this corpus."""

@@ -61,6 +61,10 @@ class LLMAnnotator(Annotator):
         0, ge=0, le=1000, description="texts of the initial labeled set that it labels too, to measure how right it is"
     )
 
+    @property
+    def chat_model(self) -> str | None:
+        return self.model
+
     def check(self, corpus: Corpus) -> None:
         """Raise UserError when labels cannot be told from an abstention, probes have none in the data, or
         descriptions name other labels."""

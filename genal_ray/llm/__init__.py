@@ -60,8 +60,10 @@ class Request:
 
     @property
     def most_prompt_tokens(self) -> int:
-        """Upper bound for byte-level tokenizers: a token is at least a byte, a turn has a few of its own."""
-        return sum(len(m.content.encode("utf-8", "surrogatepass")) + TOKENS_PER_MESSAGE for m in self.messages)
+        """Upper bound for byte-level tokenizers: a token is at least a byte, a turn has a few of its own. Endpoints
+        count the schema too."""
+        turns = sum(len(m.content.encode("utf-8", "surrogatepass")) + TOKENS_PER_MESSAGE for m in self.messages)
+        return turns + len(json.dumps(self.schema))
 
 
 TOKENS_PER_MESSAGE = 16
@@ -97,6 +99,10 @@ class Backend(Protocol):
 
 class LLMError(RunError):
     """The chat model could not be reached, or refuses to be asked."""
+
+
+class Refused(LLMError):
+    """The chat model answers others, and not this request: for its words or its length."""
 
 
 class CapReached(RunError):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from aiolimiter import AsyncLimiter
-
 from genal_ray.config_llm import LLMConfig
-from genal_ray.llm import Backend, LLMError, Reply, Request
+from genal_ray.llm import TOKENS_PER_MESSAGE, Backend, LLMError, Refused, Reply, Request
 from genal_ray.llm.journal import Journal
-from genal_ray.llm.limits import Purse, Spending
+from genal_ray.llm.limits import Pace, Purse, Spending
 from genal_ray.llm.replies import Fault, Malformed, read_json
 
 T = TypeVar("T")
@@ -27,6 +26,8 @@ class Usage:
 
     num_calls: int
     num_attempts: int
+    num_refused: int
+    """Calls that were not answered, for their words or their length."""
     spending: Spending
     faults: Mapping[Fault, int]
     """Malformed replies by kind, those from the journal included."""
@@ -37,6 +38,7 @@ class Usage:
         figures = {
             "llm/num_calls": self.num_calls - before.num_calls,
             "llm/num_retries": self.num_attempts - before.num_attempts - (self.num_calls - before.num_calls),
+            "llm/num_refused": self.num_refused - before.num_refused,
             "llm/num_tokens": spending.tokens,
             "llm/cost": spending.cost,
             **{f"llm/num_{fault}": self.faults.get(fault, 0) - before.faults.get(fault, 0) for fault in Fault},
@@ -53,14 +55,14 @@ class LLM:
         self._journal = journal
         self._slots = asyncio.Semaphore(config.concurrency)
         per_minute = config.tokens_per_minute
-        self._limiter = None if per_minute is None else AsyncLimiter(per_minute, 60)
+        self._pace = None if per_minute is None else Pace(per_minute)
         self._purse = Purse(config, Spending())
         for reply in journal.replies:
             self._purse.spent += self._purse.price(reply.prompt_tokens, reply.completion_tokens)
         self._spent_before = self._purse.spent
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
-        self._num_calls = self._num_attempts = 0
-        self._closing = False
+        self._num_calls = self._num_attempts = self._num_refused = 0
+        self._closing = asyncio.Event()
         self._faults: Counter[Fault] = Counter()
 
     @property
@@ -73,6 +75,7 @@ class LLM:
         return Usage(
             num_calls=self._num_calls,
             num_attempts=self._num_attempts,
+            num_refused=self._num_refused,
             spending=self._purse.spent - self._spent_before,
             faults=dict(self._faults),
         )
@@ -107,7 +110,7 @@ class LLM:
 
     async def close(self) -> None:
         """Begin no further calls, and keep the replies of those under way: they are paid for."""
-        self._closing = True
+        self._closing.set()
         if self._under_way:
             await asyncio.wait(self._under_way.values(), timeout=min(self.config.timeout_s, CLOSE_TIMEOUT_S))
         await self._backend.close()
@@ -119,14 +122,31 @@ class LLM:
 
     async def _call(self, request: Request) -> Reply:
         async with self._slots, self._purse.call(request) as paid:
-            if self._limiter is not None and not self._closing:
-                most = request.most_prompt_tokens + request.max_tokens
-                await self._limiter.acquire(min(most, self._limiter.max_rate))  # the limiter takes no more at once
-            if self._closing:
+            if self._pace is not None:
+                delay = self._pace.delay(request.most_prompt_tokens + request.max_tokens)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), delay)
+            if self._closing.is_set():
                 raise LLMError("the run ends: no further calls")
-            reply = await self._backend.complete(request)
+            try:
+                reply = await self._backend.complete(request)
+            except Refused:
+                self._num_refused += 1
+                raise
             paid.append(reply)
             self._num_calls += 1
             self._num_attempts += reply.attempts
         await self._journal.record(request, reply)  # the next call is under way meanwhile
+        self._refuse_overlong(request, reply)
         return reply
+
+    def _refuse_overlong(self, request: Request, reply: Reply) -> None:
+        """Caps are worth nothing at an endpoint that writes more than it was asked for."""
+        capped = self.config.max_total_tokens is not None or self.config.max_cost is not None
+        if capped and reply.completion_tokens > request.max_tokens + TOKENS_PER_MESSAGE:
+            other = "max_tokens" if self.config.reply_limit == "max_completion_tokens" else "max_completion_tokens"
+            raise LLMError(
+                f"a reply took {reply.completion_tokens} tokens where {request.max_tokens} were allowed: the endpoint "
+                f"does not keep to {self.config.reply_limit}, so that the caps of the section llm would not hold; set "
+                f"llm.reply_limit={other}, or take the caps out"
+            )

@@ -5,25 +5,29 @@ Retries with backoff and jitter, `Retry-After` and idempotency keys are the `ope
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import openai
-from aiolimiter import AsyncLimiter
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from genal_ray.config_llm import LLMConfig
 from genal_ray.errors import UserError
-from genal_ray.llm import LLMError, Reply, Request
+from genal_ray.llm import LLMError, Refused, Reply, Request
+from genal_ray.llm.limits import Pace
 from genal_ray.redaction import HIDDEN, redacted
 from genal_ray.validation import suggestion
 
 CHECK_TIMEOUT_S = 10.0
 SCHEMA_NAME = "reply"
+REFUSALS = (400, 413, 422)
+"""HTTP statuses of a request that is not answered, whoever sends it: filtered, too long, not understood."""
 
 
 class Endpoint:
@@ -46,7 +50,7 @@ class Endpoint:
         if config.base_url is None:
             _check_variable(os.environ.get("OPENAI_BASE_URL", ""))
         per_minute = config.requests_per_minute
-        self._limiter = None if per_minute is None else AsyncLimiter(1, 60 / per_minute)
+        self._pace = None if per_minute is None else Pace(per_minute)
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=config.base_url,
@@ -55,8 +59,11 @@ class Endpoint:
             http_client=DefaultAsyncHttpxClient(event_hooks={"request": [self._wait_for_turn]}),
         )
 
-    async def check(self) -> None:
-        """Raise UserError when the key is refused, nothing answers, or the model is not among those that are told."""
+    async def check(self, names: Mapping[str, str]) -> None:
+        """Raise UserError when the key is refused, nothing answers, or a model is not among those that are told.
+
+        `names` are those of the models by the key that names them, such as `llm.model`.
+        """
         client = self._client.with_options(timeout=CHECK_TIMEOUT_S, max_retries=0)
         try:
             models = [model.id async for model in client.models.list()]
@@ -70,25 +77,27 @@ class Endpoint:
             ) from error
         except (openai.OpenAIError, ValueError):
             return  # many endpoints do not list their models
-        name = self._config.model_name
-        if models and name not in models:
-            raise UserError(f"llm.model: {self._place} has no model {name!r}{suggestion(name, models)}")
+        for key, name in names.items():
+            if models and name not in models:
+                raise UserError(f"{key}: {self._place} has no model {name!r}{suggestion(name, models)}")
 
     async def complete(self, request: Request) -> Reply:
         """Raises LLMError when the endpoint cannot be reached in `llm.max_retries` further attempts, or refuses."""
         started = time.perf_counter()
+        older = self._config.reply_limit == "max_tokens"
         try:
             raw = await self._client.chat.completions.with_raw_response.create(
                 model=request.model,
                 messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
                 temperature=request.temperature,
-                max_completion_tokens=request.max_tokens,
+                max_completion_tokens=openai.omit if older else request.max_tokens,
+                max_tokens=request.max_tokens if older else openai.omit,
                 seed=request.seed % 2**31,
                 response_format=self._response_format(request),
                 extra_headers={"Idempotency-Key": request.key},
             )
         except openai.OpenAIError as error:
-            self._fail(error)
+            self._fail(error, request.model)
         text, refusal, finish_reason, usage = "", None, "unreadable", None
         with suppress(openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError):
             completion = raw.parse()
@@ -117,8 +126,8 @@ class Endpoint:
 
     async def _wait_for_turn(self, request: Any) -> None:
         """Called before every attempt."""
-        if self._limiter is not None:
-            await self._limiter.acquire()
+        if self._pace is not None:
+            await asyncio.sleep(self._pace.delay())
 
     def _response_format(self, request: Request) -> Any:
         if self._config.structured_output == "none":
@@ -128,7 +137,7 @@ class Endpoint:
         schema = {"name": SCHEMA_NAME, "schema": request.schema, "strict": True}
         return {"type": "json_schema", "json_schema": schema}
 
-    def _fail(self, error: openai.OpenAIError) -> NoReturn:
+    def _fail(self, error: openai.OpenAIError, model: str) -> NoReturn:
         told = redacted(str(error).replace(self._key, HIDDEN))[:500]
         tries = self._config.max_retries + 1
         if isinstance(error, openai.APITimeoutError):
@@ -137,7 +146,9 @@ class Endpoint:
             told = f"no connection, {tries} times"
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
-        raise LLMError(f"{self._place}, model {self._config.model_name}: {told}") from None
+        status = error.status_code if isinstance(error, openai.APIStatusError) else None
+        kind = Refused if status in REFUSALS else LLMError
+        raise kind(f"{self._place}, model {model}: {told}") from None
 
 
 def _count(usage: object, name: str, most: int) -> int:
@@ -156,10 +167,11 @@ def _check_variable(url: str) -> None:
         raise UserError(f"OPENAI_BASE_URL: expected http://HOST/v1 or https://HOST/v1, got {redacted(url)!r}")
 
 
-async def check_endpoint(config: LLMConfig) -> None:
-    """Raise UserError when there is no key or it is refused, nothing answers, or the model is not among those told."""
+async def check_endpoint(config: LLMConfig, names: Mapping[str, str]) -> None:
+    """Raise UserError when there is no key or it is refused, nothing answers, or a model of `names` (by the key that
+    names it) is not among those told."""
     endpoint = Endpoint(config)
     try:
-        await endpoint.check()
+        await endpoint.check(names)
     finally:
         await endpoint.close()

@@ -1,8 +1,9 @@
-"""What calls may spend: tokens and money over a whole run, as hard caps."""
+"""What calls may spend: tokens and money over a whole run as hard caps, requests and tokens a minute."""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,22 @@ class Spending:
 
     def __sub__(self, other: Spending) -> Spending:
         return Spending(tokens=self.tokens - other.tokens, cost=self.cost - other.cost)
+
+
+class Pace:
+    """Spaces calls evenly: each begins when those before it have had their time, so that a minute holds its share and
+    at most one call more."""
+
+    def __init__(self, per_minute: float) -> None:
+        self._per_second = per_minute / 60
+        self._free_at = 0.0
+
+    def delay(self, amount: float = 1.0) -> float:
+        """Seconds until a call of this `amount` may begin; its place is taken."""
+        now = time.monotonic()
+        begins = max(self._free_at, now)
+        self._free_at = begins + amount / self._per_second
+        return begins - now
 
 
 class Purse:

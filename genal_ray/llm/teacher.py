@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, TypeVar
 
-from genal_ray.llm import Message, Request
+from genal_ray.llm import Message, Refused, Request
 from genal_ray.llm.client import LLM
 from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
@@ -25,6 +25,8 @@ class ChatTeacher:
     """Of the task's templates."""
     seed: int
     """Of the run and the round."""
+    outcomes: list[Refused | None] = field(default_factory=list)
+    """Of each question that was asked: why it was refused, which is as good as a reply that cannot be read."""
 
     def render(self, template: str, **values: object) -> tuple[Message, ...]:
         return self.prompts.render(f"{self.folder}/{template}", **values)
@@ -51,4 +53,10 @@ class ChatTeacher:
                     seed=derive_seed(self.seed, purpose, number, ask),
                 )
 
-        return await self.llm.ask(requests(), read)
+        try:
+            value = await self.llm.ask(requests(), read)
+        except Refused as error:
+            self.outcomes.append(error)
+            return None
+        self.outcomes.append(None)
+        return value

@@ -89,7 +89,8 @@ class TeacherStrategy(Strategy):
     """Conversations with the chat model of the section `llm`."""
 
     max_characters: int = Field(2000, ge=1)
-    """Of a text, and of an analysis: an endpoint that keeps to JSON schemas ends them there."""
+    """Of a text, and of an analysis: an endpoint that keeps to JSON schemas ends them there. Longer texts are cut where
+    they are shown."""
 
     observes: ClassVar[bool] = False
     """Whether lessons need to know what the student makes of the newest labels; if so, `analyse` is asked."""

@@ -11,7 +11,7 @@ from typing import Any
 from genal_ray.labels import LabelSpace
 from genal_ray.tasks import Task
 from genal_ray.teaching import Draft, Lesson
-from genal_ray.types import Instance
+from genal_ray.types import Instance, Text
 
 
 def string_schema(max_characters: int) -> dict[str, Any]:
@@ -55,6 +55,19 @@ def read_draft(item: Any, lesson: Lesson, *, tag: str = "") -> Draft:
         return draft
     heard = labels.heard(fields[labels.field], as_read(draft, lesson.task))
     return replace(draft, label=heard.label, num_rejected=heard.num_missing + heard.num_overlapping)
+
+
+def shown(instance: Instance, task: Task, max_characters: int) -> Text:
+    """What chat models are shown of an instance: a text of at most so many characters, but all of its words where they
+    have tags."""
+    if task.tags_words:
+        return instance.student_input
+    text, pair = instance.text, instance.text_pair
+    return _cut(text, max_characters) if pair is None else (_cut(text, max_characters), _cut(pair, max_characters))
+
+
+def _cut(text: str, max_characters: int) -> str:
+    return text if len(text) <= max_characters else text[:max_characters].rstrip() + " ..."
 
 
 def as_read(draft: Draft, task: Task) -> str:

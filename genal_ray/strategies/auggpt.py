@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import as_read, lists_schema, read_draft, text_schema, turns
+from genal_ray.strategies._texts import as_read, lists_schema, read_draft, shown, text_schema, turns
 from genal_ray.teaching import Draft, Lesson, Teacher
 from genal_ray.types import LabeledInstance
 
@@ -45,7 +45,7 @@ class Auggpt(TeacherStrategy):
         messages = teacher.render(
             "rephrasing",
             domain=lesson.task.domain,
-            text=source.instance.student_input,
+            text=shown(source.instance, lesson.task, self.max_characters),
             label=lesson.labels.told(source.label, source.instance.text),
             count=count,
             key=KEY,

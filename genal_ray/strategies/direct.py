@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import lists_schema, read_draft, text_schema, turns
+from genal_ray.strategies._texts import lists_schema, read_draft, shown, text_schema, turns
 from genal_ray.teaching import Draft, Lesson, Teacher
 
 KEY = "texts"
@@ -48,7 +48,7 @@ class Direct(TeacherStrategy):
         """The drafts of one reply; `number` counts the replies of the round."""
         labels, task = lesson.labels, lesson.task
         examples = [
-            {"text": i.instance.student_input, "label": labels.told(i.label, i.instance.text)}
+            {"text": shown(i.instance, task, self.max_characters), "label": labels.told(i.label, i.instance.text)}
             for i in lesson.labeled
             if i.round == 0 and kind in labels.kinds(i.label)
         ]

@@ -12,7 +12,15 @@ from pydantic import Field
 
 from genal_ray.seeds import derive_seed
 from genal_ray.strategies import TeacherStrategy
-from genal_ray.strategies._texts import lists_schema, object_schema, read_draft, spread, string_schema, text_schema
+from genal_ray.strategies._texts import (
+    lists_schema,
+    object_schema,
+    read_draft,
+    shown,
+    spread,
+    string_schema,
+    text_schema,
+)
 from genal_ray.teaching import Draft, Lesson, Observation, Teacher
 from genal_ray.types import LabeledInstance
 
@@ -130,8 +138,17 @@ class Evokd(TeacherStrategy):
         return {
             "domain": lesson.task.domain,
             "labels": lesson.labels.names,
-            "wrong": [_shown(o, lesson) for o in wrong[: self.demonstrations]],
-            "right": [_shown(o, lesson) for o in right[: self.demonstrations]],
+            "wrong": [self._shown(o, lesson) for o in wrong[: self.demonstrations]],
+            "right": [self._shown(o, lesson) for o in right[: self.demonstrations]],
+        }
+
+    def _shown(self, observation: Observation, lesson: Lesson) -> dict[str, object]:
+        instance = observation.instance
+        return {
+            "text": shown(instance, lesson.task, self.max_characters),
+            "label": lesson.labels.told(observation.label, instance.text),
+            "predicted": lesson.labels.told(observation.prediction.label, instance.text),
+            "confidence": observation.prediction.confidence,
         }
 
 
@@ -139,12 +156,3 @@ def _answer(analysis: str) -> Message:
     from genal_ray.llm import Message
 
     return Message(role="assistant", content=analysis)
-
-
-def _shown(observation: Observation, lesson: Lesson) -> dict[str, object]:
-    return {
-        "text": observation.instance.student_input,
-        "label": lesson.labels.told(observation.label, observation.instance.text),
-        "predicted": lesson.labels.told(observation.prediction.label, observation.instance.text),
-        "confidence": observation.prediction.confidence,
-    }
