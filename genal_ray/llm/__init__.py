@@ -2,8 +2,8 @@
 
     Request ─► LLM ─► in the journal already? ─► limits ─► Backend ─► journal (on disk) ─► Reply ─► read_json
 
-`client` keeps the limits, `journal` remembers every call of a run, `endpoint` is the backend for OpenAI-compatible
-servers, `replies` reads JSON strictly, `prompts` fills in templates.
+`client` keeps the `limits`, `journal` remembers every call of a run, `endpoint` is the backend for OpenAI-compatible
+servers, `replies` reads JSON strictly, `prompts` fills in templates, `template` makes tokens of a conversation.
 """
 
 from __future__ import annotations
