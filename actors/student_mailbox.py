@@ -83,6 +83,8 @@ class StudentMailbox:
 
         loop = asyncio.get_running_loop()
         os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(1.5 * self._setup.heartbeat_s)
+        # A fit that is broken off begins again wherever it goes on: there is nothing to save in a time of grace.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         limit = self._setup.student.max_failures
         trainer = make_trainer(self._setup, ray.get_runtime_context().current_actor)
 

@@ -71,6 +71,8 @@ def private_cluster(config: RunConfig, num_cpus: int, others: Sequence[RunConfig
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # More actors than cores is how a small machine runs this; Ray would warn of it on the user's terminal.
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "1000")
+    # Workers started ahead lack the runtime environment below: they would be ended unused.
+    os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with session_folder(parent) as folder:
         try:
             context = ray.init(

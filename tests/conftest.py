@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray would have its workers give way to the other test process until they run into their time limits.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")  # as in cluster.session
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED = REPOSITORY.parent / "shared"
@@ -49,6 +51,40 @@ def ray_session() -> Iterator[None]:
     serve.shutdown()
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def command_here(
+    ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """`genal-ray` in this process, on the suite's Ray session instead of a private cluster: that and the imports are
+    half of what a small run takes. `command_here("resume", directory, OPENAI_API_KEY=key)`, with what the driver finds
+    in its environment, returns what it says, and fails unless it succeeds."""
+    import ray
+
+    from actors.driver import Driver
+    from cluster.cli import main
+    from cluster.session import Session
+
+    session = Session(address=ray.get_runtime_context().gcs_address, logs=None)
+    monkeypatch.setattr("cluster.launch._cluster", lambda *_: nullcontext(session))
+    monkeypatch.setattr("cluster.compare._session", lambda *_: nullcontext(session))
+
+    def command(*words: str, **environment: str) -> str:
+        class DriverThere(Driver):
+            def __init__(self, *arguments: str) -> None:
+                os.environ.update(environment)
+                super().__init__(*arguments)
+
+        monkeypatch.setattr("actors.driver.Driver", DriverThere)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        capsys.readouterr()
+        code, said = main(words), capsys.readouterr()
+        assert code == 0, said.out + said.err
+        return said.out + said.err
+
+    return command
 
 
 @pytest.fixture(scope="session")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from test_evokd import SimulatedTeacher, number
 from genal_ray.store import RunDirectory
 from genal_ray.verify import verify
 
-GENAL_RAY = Path(sys.executable).with_name("genal-ray")
 CAP = 2300
 
 
@@ -44,15 +41,6 @@ scorer: {{num_cpus: 0.5}}
     return config
 
 
-def genal_ray(*words: str, key: str) -> str:
-    environment = {**os.environ, "OPENAI_API_KEY": key}
-    done = subprocess.run(
-        [str(GENAL_RAY), *words], env=environment, capture_output=True, text=True, timeout=400, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
 def with_entities(folder: Path) -> dict[str, str]:
     """The remarks of `configuration` as words with tags, and the settings for them."""
     for name in ("train", "test"):
@@ -64,7 +52,7 @@ def with_entities(folder: Path) -> dict[str, str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
+def test_the_runs_own_generator_may_be_the_teacher(command_here: Callable[..., str], tmp_path: Path) -> None:
     """A random model: it writes and labels nonsense in the asked form, which shows the mechanics and no more. Of
     entities, whose labels are the harder form; `test_generator` has it choose between classes."""
     config = configuration(tmp_path, "http://unused/v1")
@@ -76,7 +64,7 @@ def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
         "budget": "{per_round: 6, total: 10}",
     }
     overrides = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    genal_ray("run", str(config), "--output-dir", str(tmp_path / "run"), *overrides, key="")
+    command_here("run", str(config), "--output-dir", str(tmp_path / "run"), *overrides)
     rows = [json.loads(line) for line in (tmp_path / "run" / "labels" / "ledger.jsonl").read_text().splitlines()]
     assert sum(row["label"] is not None for row in rows) == 10
     calls = [json.loads(line) for line in (tmp_path / "run" / "llm" / "calls.jsonl").read_text().splitlines()]
@@ -87,17 +75,19 @@ def test_the_runs_own_generator_may_be_the_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_run_that_reached_its_cap_goes_on_when_it_is_raised(tmp_path: Path) -> None:
+def test_a_run_that_reached_its_cap_goes_on_when_it_is_raised(
+    command_here: Callable[..., str], tmp_path: Path
+) -> None:
     run, teacher = tmp_path / "run", SimulatedTeacher()
     with serve(teacher) as server:
         config = configuration(tmp_path, server.base_url)
-        stopped = genal_ray("run", str(config), "--output-dir", str(run), key=server.key)
+        stopped = command_here("run", str(config), "--output-dir", str(run), OPENAI_API_KEY=server.key)
         assert "stopped: 13 of 22 labels in 1 rounds" in stopped
         assert "llm.max_total_tokens" in stopped
         text = (run / "config.yaml").read_text()
         assert f"max_total_tokens: {CAP}" in text
         (run / "config.yaml").write_text(text.replace(f"max_total_tokens: {CAP}", "max_total_tokens: 100000"))
-        genal_ray("resume", str(run), key=server.key)
+        command_here("resume", str(run), OPENAI_API_KEY=server.key)
     rows = [json.loads(line) for line in (run / "labels" / "ledger.jsonl").read_text().splitlines()]
     assert len(rows) == len({row["id"] for row in rows}) == 22
     assert all(row["label"] == ("no", "yes")[number(row["text"]) % 2] for row in rows)

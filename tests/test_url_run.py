@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,7 @@ import psutil
 import pytest
 from test_s3 import server, url
 
+from cluster.cli import main
 from genal_ray.location import default_work_dir
 from genal_ray.remote import Remote
 
@@ -27,9 +29,15 @@ COMMAND = [sys.executable, "-m", "cluster.cli"]
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_run_at_a_url_is_seen_stopped_and_moves_to_another_machine(
-    url: str, tmp_path: Path, short: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    url: str,
+    tmp_path: Path,
+    short: Path,
+    command_here: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
-    """Nothing of its cluster is left on the first machine."""
+    """Nothing of its cluster is left on the first machine. Its student is held while others look at it."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)  # set where Ray was started before; other terminals have it not
     directory, remote = default_work_dir(url), Remote(url)
     run = subprocess.Popen(
@@ -38,14 +46,16 @@ def test_a_run_at_a_url_is_seen_stopped_and_moves_to_another_machine(
     )  # fmt: skip
     request.addfinalizer(run.kill)
     wait_for(lambda: "rounds/0000/COMMITTED" in remote.find(), run)
+    (student,) = [p for p in psutil.Process(run.pid).children(recursive=True) if "RayTrainWorker" in p.name()]
+    student.suspend()
     assert {name: ports for name, ports in ports_open_to_others(run.pid).items() if len(ports) > 1} == {}
     for place in (url, str(directory)):
-        seen = json.loads(genal_ray("status", place, "--json").stdout)
-        assert (seen["state"], seen["budget"]) == ("running", 32)
-    again = genal_ray("resume", url)
-    assert (again.returncode, "being worked on" in again.stderr) == (2, True)
-    stopped = genal_ray("stop", str(directory))
-    assert stopped.returncode == 0, stopped.stderr
+        seen = json.loads(elsewhere("status", place, "--json"))
+        assert (seen["state"], seen["budget"]) == ("running", 26)
+    assert main(["resume", url]) == 2
+    assert "being worked on" in capsys.readouterr().err
+    assert "asked to stop" in elsewhere("stop", str(directory))
+    student.resume()
     output, _ = run.communicate(timeout=120)
     assert run.returncode == 0, output
     assert "stopped: " in output
@@ -53,21 +63,22 @@ def test_a_run_at_a_url_is_seen_stopped_and_moves_to_another_machine(
     assert not (directory / "driver.json").exists()
     assert "driver.json" not in remote.find()
     assert not list(short.iterdir())
-    after = json.loads(genal_ray("status", url, "--json").stdout)
-    assert (after["state"], after["budget"]) == ("stopped", 32)
-    nothing = genal_ray("stop", url)
-    assert (nothing.returncode, "nothing to stop" in nothing.stderr) == (2, True)
+    after = json.loads(command_here("status", url, "--json"))
+    assert (after["state"], after["budget"]) == ("stopped", 26)
+    assert main(["stop", url]) == 2
+    assert "nothing to stop" in capsys.readouterr().err
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
-    resumed = genal_ray("resume", url)
-    assert resumed.returncode == 0, resumed.stderr
-    verdict = json.loads(genal_ray("verify", url, "--json").stdout)
-    assert (verdict["findings"], verdict["num_labels"]) == ([], 32)
+    access = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    command_here("resume", url, **access)
+    verdict = json.loads(command_here("verify", url, "--json"))
+    assert (verdict["findings"], verdict["num_labels"]) == ([], 26)
     assert any(name.startswith("tensorboard/") for name in remote.find())
 
 
-def genal_ray(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300)
+def elsewhere(*arguments: str) -> str:
+    """What the command says in another terminal."""
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=True).stdout
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 300) -> None:
@@ -103,7 +114,7 @@ def short() -> Iterator[Path]:
 
 
 def small_run(folder: Path, *, temp_dir: Path) -> Path:
-    """A pool method with many small rounds, on a private cluster."""
+    """A pool method with four small rounds, on a private cluster."""
     for name, count in (("train", 200), ("test", 20)):
         words = ("dull", "lovely")
         rows = [{"text": f"{name} film {i} is {words[i % 2]}", "label": f"kind {i % 2}"} for i in range(count)]
@@ -113,7 +124,7 @@ def small_run(folder: Path, *, temp_dir: Path) -> Path:
         f"""
 task: {{domain: movie reviews}}
 data: {{source: {folder}, train: train.jsonl, evaluation: test.jsonl, initial_labeled: 20}}
-budget: {{per_round: 2, total: 32}}
+budget: {{per_round: 2, total: 26}}
 acquisition: entropy
 student: {{model: minilm, min_steps: 20, epochs: 1, max_length: 16}}
 cluster: {{object_store_gib: 0.2, temp_dir: {temp_dir}}}
