@@ -13,12 +13,14 @@ import ray
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from tiny_students import labeled
 
-from actors import backoff, incidents
+from actors import backoff, incidents, student_mailbox, student_worker
 from actors.incidents import Incidents
 from actors.liveness import Place
 from actors.student import RayStudent
-from actors.student_mailbox import JobState
+from actors.student_mailbox import JobState, StudentMailbox
+from actors.student_worker import WorkerSetup, work
 from genal_ray.config import parse_config
+from genal_ray.errors import UserError
 from genal_ray.labels import Classes
 from genal_ray.types import StudentFit
 
@@ -95,6 +97,50 @@ def test_a_mailbox_that_hangs_is_replaced(tmp_path: Path, monkeypatch: pytest.Mo
     assert trainer.looked_at == [Place(pid=1, node_id="of the mailbox")]
     assert len(trainer.told) == 1
     assert trainer.told[0].startswith("student lost: the student's mailbox hangs: no sign of life for 0.2 s")
+
+
+class Here:
+    """The handle of a mailbox that lives in this process."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self._mailbox = StudentMailbox(setup)
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=getattr(self._mailbox, method))
+
+
+def test_a_model_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the train function to the mailbox, which tells the driver's part; all three are in this process."""
+    config = parse_config(
+        {"task": {"domain": "d"}, "data": {"source": "unused"}, "student": {"model": str(tmp_path)}}, "test"
+    )
+    student = RayStudent(config, Classes(("bad", "good")), labeled(4, seed=1), tmp_path / "train")
+    place = Place(pid=1, node_id="here")
+
+    def make_trainer(setup: WorkerSetup, _: object) -> SimpleNamespace:
+        return SimpleNamespace(fit=lambda: work({"setup": setup, "mailbox": student._mailbox}))
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(ray, "get", lambda call: asyncio.run_coroutine_threadsafe(call, loop).result())
+        await student.start()
+
+    monkeypatch.setattr(
+        "ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    )
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
+    monkeypatch.setattr(ray, "put", lambda value: value)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(
+        ray, "remote", lambda _: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=Here))
+    )
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(current_actor=None))
+    monkeypatch.setattr("ray.util.get_current_placement_group", lambda: None)
+    monkeypatch.setattr(student_mailbox, "here", lambda: place)
+    monkeypatch.setattr(student_worker, "here", lambda: place)
+    monkeypatch.setattr(student_mailbox, "make_trainer", make_trainer)
+    with pytest.raises(UserError, match=r"student\.model .* cannot be loaded"):
+        asyncio.run(start())
 
 
 def test_workers_that_are_silent_for_long_are_looked_at_and_waited_for(
