@@ -95,7 +95,7 @@ def main() -> None:
     args = parser.parse_args()
     chosen = {name: PANELS[name] for name in args.panels.split(",")}
     failed = [name for name, panel in chosen.items() if not compare(name, panel, args)]
-    publish(args.out, chosen)
+    publish(args.out, PANELS)
     if failed:
         raise SystemExit(f"not complete: {', '.join(failed)}; the same command goes on")
 

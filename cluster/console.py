@@ -202,7 +202,7 @@ def show_summary(to: Console, summary: Summary, directory: Path) -> None:
         column.justify = "right"
     for method in summary.methods:
         figures = [*method.quality.values(), method.auc]
-        cells = ["-" if f is None else percent(f.mean, f.std) for f in figures]
+        cells = ["-" if f is None else percent(f.mean, f.std) + method.of_seeds(f) for f in figures]
         gain = "-" if method.auc_gain is None else f"{100 * method.auc_gain.mean:+.2f}"
         table.add_row(method.method, str(method.num_seeds), *cells, gain)
     to.print()

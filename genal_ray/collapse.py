@@ -48,7 +48,7 @@ def decide(config: GuardsConfig, figures: Mapping[str, float], reports: Sequence
     good = last_good(config, reports)
     restore = good if good != in_force and _asks_for(broken, "restore") else None
     pause = restore is None and _asks_for(broken, "pause")
-    kl_factor = _kl_factor(config, broken, reports)
+    kl_factor = _kl_factor(config, broken, reports, in_force if restore is None else restore)
     return Decision(
         kl_factor=kl_factor,
         pause=pause,
@@ -102,14 +102,18 @@ def _asks_for(broken: Sequence[GuardRule], action: str) -> bool:
     return any(rule.action == action for rule in broken)
 
 
-def _kl_factor(config: GuardsConfig, broken: Sequence[GuardRule], reports: Sequence[RoundReport]) -> float:
+def _kl_factor(
+    config: GuardsConfig, broken: Sequence[GuardRule], reports: Sequence[RoundReport], policy: int
+) -> float:
     """The largest factor of the broken rules, times what rounds without an update have left to this one; together
-    they raise the coefficient of the last update to `guards.max_kl_coefficient` at most."""
+    they raise the coefficient to `guards.max_kl_coefficient` at most. It goes on from that of the round that learned
+    `policy`: a policy that is restored brings its own."""
     last = reports[-1].metrics
     waiting = last.get("guard/pause") or last.get("guard/restore")
     factor = max((rule.kl_factor for rule in broken), default=1.0) * (last["guard/kl_factor"] if waiting else 1.0)
-    known = [r.metrics["rl/kl_coefficient"] for r in reports if r.metrics.get("rl/kl_coefficient")]
-    return min(factor, max(1.0, config.max_kl_coefficient / known[-1])) if known else factor
+    known = [(r.round, c) for r in reports if (c := r.metrics.get("rl/kl_coefficient"))]
+    before = [c for round, c in known if round <= policy] or [c for _, c in known[:1]]  # no rule raises the first one
+    return min(factor, max(1.0, config.max_kl_coefficient / before[-1])) if before else factor
 
 
 def _note(

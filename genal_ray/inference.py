@@ -111,26 +111,30 @@ class StudentModel:
         """float32 [num_labels] of each text."""
         return list(self.predict(texts).probs)
 
-    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+    def predict(
+        self, texts: Sequence[Text], *, last_layer: bool = False, dropout_passes: int = 0, seed: int = 0
+    ) -> Features:
         """Probabilities float32 [n, num_labels] and encodings float32 [n, dim], in the order of `texts`.
 
+        With `last_layer` the encodings are what the last linear layer, whose output is the logits, is given.
         With `dropout_passes`, also the probabilities of that many passes with dropout (MC dropout, Gal and Ghahramani
         2016), whose masks follow from `seed` and the texts alone.
         """
-        return self.predict_tokenized(
-            tokenize(self.tokenizer, texts, self.max_length), dropout_passes=dropout_passes, seed=seed
-        )
+        tokens = tokenize(self.tokenizer, texts, self.max_length)
+        return self.predict_tokenized(tokens, last_layer=last_layer, dropout_passes=dropout_passes, seed=seed)
 
     @torch.inference_mode()
-    def predict_tokenized(self, texts: TokenizedTexts, *, dropout_passes: int = 0, seed: int = 0) -> Features:
+    def predict_tokenized(
+        self, texts: TokenizedTexts, *, last_layer: bool = False, dropout_passes: int = 0, seed: int = 0
+    ) -> Features:
         """As `predict`, for texts that are already token ids."""
         config = self.model.config
         if not len(texts):
             shape = (0, config.num_labels), (0, config.hidden_size)
             return Features(probs=np.zeros(shape[0], np.float32), encodings=np.zeros(shape[1], np.float32))
         batches = list(length_sorted_batches(texts.lengths, self.max_batch_tokens))
-        with HiddenStates(self.model) as hidden:
-            outputs = [self._forward(texts.batch(rows, self.model.device), hidden) for rows in batches]
+        with LastLayerInputs(self.model) if last_layer else HiddenStates(self.model) as states:
+            outputs = [self._forward(texts.batch(rows, self.model.device), states) for rows in batches]
         order = np.argsort(np.concatenate(batches), kind="stable")
         probs, encodings = zip(*outputs, strict=True)
         dropout = None
@@ -154,10 +158,11 @@ class StudentModel:
             self.model.eval()
 
     def _forward(
-        self, inputs: dict[str, torch.Tensor], hidden: HiddenStates
+        self, inputs: dict[str, torch.Tensor], states: HiddenStates | LastLayerInputs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(**inputs).logits
-        return logits.float().softmax(-1), self._encode(hidden.output, inputs.get("attention_mask"))
+        logits, mask = self.model(**inputs).logits, inputs.get("attention_mask")
+        encodings = states.rows(mask) if isinstance(states, LastLayerInputs) else self._encode(states.output, mask)
+        return logits.float().softmax(-1), encodings
 
     def _encode(self, output: Any, mask: torch.Tensor | None) -> torch.Tensor:
         if self.encoding == "pooler":
@@ -191,6 +196,42 @@ class HiddenStates:
 
     def _keep(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> None:
         self.output = output
+
+
+class LastLayerInputs:
+    """What the linear layer that gives the logits was given last."""
+
+    _inputs: torch.Tensor
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises UserError when the classifier does not end in a linear layer."""
+        size = model.config.num_labels
+        layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == size]
+        if not layers:
+            raise UserError(
+                f"a {model.config.model_type} classifier has no linear layer with {size} outputs, whose gradients "
+                "badge needs: take another acquisition function or student.model"
+            )
+        self._layer = layers[-1]
+
+    def __enter__(self) -> Self:
+        self._handle = self._layer.register_forward_pre_hook(self._keep)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep(self, _module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._inputs = inputs[0].float()
+
+    def rows(self, mask: torch.Tensor | None) -> torch.Tensor:
+        """[n, dim]; of decoders, whose layer is given every token [n, length, dim], the last one that is no padding."""
+        if self._inputs.dim() == 2:
+            return self._inputs
+        if mask is None:
+            return self._inputs[:, -1]
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return self._inputs[torch.arange(len(mask)), (mask * places).argmax(1)]
 
 
 def _masked_mean(states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -304,7 +304,8 @@ def _choose(run: Run, number: int, candidates: Sequence[Candidate], scores: Scor
         usable=len(written) / max(len(candidates), 1),
     )
     allowed = {i.id: i for i in run.pools.unlabeled if _may_be_labeled(run, i)}
-    chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share)
+    bought = run.pools.num_labels - run.budget.initial
+    chosen = choose(scores, allowed, config.selector, budget, synthetic_share=share, bought=bought)
     if not chosen and stopping.is_stuck(run.store.reports()):
         teacher = run.parts.llm if isinstance(config.strategy, TeacherStrategy) else None
         raise RunError(nothing_to_label(number, candidates, None if teacher is None else teacher.usage.faults))

@@ -99,7 +99,8 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
 def adapted_coefficient(coefficient: float, *, kl: float, target: float, num_sequences: int, horizon: int) -> float:
     """The adaptive controller's next beta (Ziegler et al., arXiv 1909.08593, section 2.2).
 
-    beta *= 1 + clip(kl / target - 1, ±0.2) * n / horizon; `kl` and `target` are nats per sequence.
+    beta *= 1 + clip(kl / target - 1, ±0.2) * n / horizon, and by at least a half: with n above 5 horizons the formula
+    alone would reach 0 and below. `kl` and `target` are nats per sequence.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
-    return coefficient * (1 + error * num_sequences / horizon)
+    return coefficient * max(1 + error * num_sequences / horizon, 0.5)

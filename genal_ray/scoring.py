@@ -33,7 +33,9 @@ TEXT_COST = 16
 class Predictor(Protocol):
     """What of a model is needed here: `genal_ray.inference.StudentModel`."""
 
-    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features: ...
+    def predict(
+        self, texts: Sequence[Text], *, last_layer: bool = False, dropout_passes: int = 0, seed: int = 0
+    ) -> Features: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +75,9 @@ def featurize(piece: Piece, needs: Needs, model: Predictor | None) -> tuple[Feat
         return Features(probs=nothing, encodings=nothing), PieceTimes(student_s=0.0)
     started = time.perf_counter()
     seed = int(piece.seeds[0]) if len(piece.seeds) else 0
-    features = model.predict(piece.texts, dropout_passes=needs.dropout_passes, seed=seed)
+    features = model.predict(
+        piece.texts, last_layer=needs.last_layer, dropout_passes=needs.dropout_passes, seed=seed
+    )
     if needs.normalized:
         features = normalized(features)
     return features, PieceTimes(student_s=time.perf_counter() - started)

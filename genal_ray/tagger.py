@@ -50,10 +50,13 @@ class TaggerModel(StudentModel):
         """float32 [num_words, num_tags] of each text."""
         return [told.probs for told in self._run(texts)[0]]
 
-    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+    def predict(
+        self, texts: Sequence[Text], *, last_layer: bool = False, dropout_passes: int = 0, seed: int = 0
+    ) -> Features:
         """Uncertainties about the tags of the words that it reads and encodings float32 [n, dim], in the order of
         `texts`; no probabilities of classes."""
         assert not dropout_passes, "refused with the configuration"
+        assert not last_layer, "refused with the configuration"
         words, encodings = self._run(texts)
         probs = [told.probs[told.seen] if told.seen.any() else told.probs for told in words]
         return Features(

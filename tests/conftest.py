@@ -57,9 +57,9 @@ def ray_session() -> Iterator[None]:
 def command_here(
     ray_session: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """`genal-ray` in this process, on the suite's Ray session instead of a private cluster: that and the imports are
-    half of what a small run takes. `command_here("resume", directory, OPENAI_API_KEY=key)`, with what the driver finds
-    in its environment, returns what it says, and fails unless it succeeds."""
+    """`genal-ray` in this process, on the suite's Ray session: starting a private cluster and importing the libraries
+    once more would take as long as a small run. `command_here("resume", directory, OPENAI_API_KEY=key)`, with what the
+    driver finds in its environment, returns what it says, and fails unless it succeeds."""
     import ray
 
     from actors.driver import Driver

@@ -115,6 +115,8 @@ def test_signal_hyper_parameters_are_bounded() -> None:
     for bad in ({"k": 0}, {"k": 2000}, {"distance_floor": 0.0}, {"neighbours": 3}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             registry.build("genal_ray.acquisition", Acquisition, {"name": "signal", **bad})
+    with pytest.raises(ValueError, match="leaves nothing of the score"):
+        Signal(divergence="none", distance=False)
     with pytest.raises(UserError, match="did you mean 'signal'"):
         registry.build("genal_ray.acquisition", Acquisition, "signla")
 
@@ -154,6 +156,8 @@ def test_uncertainties_equal_references(num_labels: int, temperature: float) -> 
     np.testing.assert_allclose(of_predictions(LeastConfidence(), probs), least_confident, rtol=1e-5, atol=1e-15)
     margins = [float(p[1] - p[0]) for p in exact]
     np.testing.assert_allclose(of_predictions(Margin(), probs), margins, rtol=1e-5, atol=1e-15)
+    entropies = [float(references.entropy(p)) for p in exact]
+    np.testing.assert_allclose(of_predictions(Entropy(), probs), entropies, rtol=1e-5, atol=1e-15)
 
 
 def test_uncertainties_of_hand_computed_case() -> None:

@@ -68,6 +68,25 @@ def test_the_largest_factor_counts_up_to_the_highest_coefficient() -> None:
         assert decision.kl_factor == pytest.approx(factor)
 
 
+@pytest.mark.parametrize(("good", "factor"), [(0, 3), (2, 2.5)])
+def test_a_restored_policy_brings_the_coefficient_that_it_was_learned_with(good: int, factor: float) -> None:
+    """The policy that was given up had been held by the highest one."""
+    figures = {"gen__unparseable_rate": 0.9, "guard__unparseable_rate": 1.0}
+    reports = [
+        report(0),
+        report(1, gen__unparseable_rate=0.0, rl__kl_coefficient=0.05),
+        report(2, **(figures if good == 0 else {"gen__unparseable_rate": 0.0}), rl__kl_coefficient=0.4),
+        report(3, **({"gen__unparseable_rate": 0.0} if good else figures), rl__kl_coefficient=1.0),
+        report(4, **figures, rl__kl_coefficient=1.0),
+    ]
+    decision = decide(guards(BROKEN), {"gen/unparseable_rate": 0.9}, reports)
+    assert (decision.restore, decision.kl_factor) == (good, pytest.approx(factor))
+    waiting = report(5, **figures, guard__restore=1, guard__kl_factor=factor, guard__restored_policy=good)
+    rule = BROKEN.model_copy(update={"action": "raise_kl"})
+    again = decide(guards(rule), {"gen/unparseable_rate": 0.9}, [*reports, waiting])
+    assert again.kl_factor == pytest.approx(3 if good == 0 else 2.5), "and no more until it has learned"
+
+
 def test_the_pretrained_policy_is_not_judged_and_is_the_measure() -> None:
     copying = {"gen/copy_rate": 0.7}
     assert decide(guards(COPIES), copying, [report(0)]).kl_factor == 1

@@ -12,12 +12,13 @@ import pytest
 from test_comparison import WHOLE, curve, description, fill, make_run
 
 from genal_ray.comparison.curves import COLUMNS, read_curves, write_curves
-from genal_ray.comparison.figure import _styles, draw, save
+from genal_ray.comparison.figure import _styles, draw, mean_curve, save
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.comparison.readme import installed_versions, readme, summary_table
 from genal_ray.comparison.runs import points_of, read_runs
-from genal_ray.comparison.summary import summarise, write_summary
+from genal_ray.comparison.summary import summarise, tokens_per_point, write_summary
 from genal_ray.methods import method_names
+from genal_ray.report import write_report
 
 # figure
 
@@ -38,6 +39,13 @@ def test_unfinished_seeds_leave_the_mean_of_those_that_got_further() -> None:
     figure = draw({"x": [*curve("signal", 0, [0.5, 0.7]), *curve("signal", 1, [0.6])]})
     line = next(line for line in figure.axes[0].get_lines() if line.get_label() == "signal")
     np.testing.assert_allclose(line.get_xydata(), [[20, 55], [40, 70]])
+
+
+def test_seeds_that_buy_unequal_numbers_are_averaged_where_they_have_as_many_labels() -> None:
+    few, many = curve("signal", 0, [0.5, 0.7, 0.9], step=20), curve("signal", 1, [0.5, 0.6, 0.6, 0.6, 0.8], step=10)
+    share, mean, _ = mean_curve([few, many])
+    np.testing.assert_allclose(share, [20, 40, 60, 80, 100, 120])
+    np.testing.assert_allclose(mean, [50, 55, 60, 65, 80, 90])
 
 
 def test_every_method_has_its_own_style() -> None:
@@ -121,10 +129,35 @@ def test_outputs_of_a_begun_comparison_show_all_rounds_and_count_finished_runs(t
     assert len(read_curves(tmp_path / "curves.csv")) == 2 * 5 + 10 + 2
 
 
+def test_figures_of_some_seeds_say_of_how_many(tmp_path: Path) -> None:
+    points = [
+        *(point for seed in (0, 1) for point in curve("random", seed, [0.5] * 5)),
+        *curve("entropy", 0, [0.6] * 5),
+        *curve("entropy", 1, [0.6] * 4),
+    ]
+    summary = summarise(points)
+    assert "| 60.00 ± 0.00 | 60.00 (1 of 2) | – |" in summary_table(summary)
+    assert "| +10.00 (1 of 2) |" in summary_table(summary)
+    write_summary(tmp_path / "summary.csv", summary)
+    (tmp_path / "comparison.json").write_text("{}")
+    assert "0.6000 (1 of 2)" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_outputs_of_a_comparison_that_has_not_begun(tmp_path: Path) -> None:
     write_outputs(tmp_path, description())
     assert read_curves(tmp_path / "curves.csv") == []
     assert "0 of 4 runs are done" in (tmp_path / "README.md").read_text()
+
+
+def test_tokens_of_runs_that_gained_nothing_count_as_well() -> None:
+    runs = [
+        [replace(point, llm_tokens=30_000 * i) for i, point in enumerate(curve("evokd", seed, [0.5, 0.5 + gain]))]
+        for seed, gain in enumerate((0.05, -0.02, 0.0))
+    ]
+    gained, *others = runs
+    assert tokens_per_point([gained]) == pytest.approx(6_000)
+    assert tokens_per_point(runs) == pytest.approx(30_000)
+    assert tokens_per_point(others) is None
 
 
 def test_taggers_are_compared_by_entity_f1_and_teachers_by_their_tokens(tmp_path: Path) -> None:
@@ -137,13 +170,11 @@ def test_taggers_are_compared_by_entity_f1_and_teachers_by_their_tokens(tmp_path
     assert read_curves(tmp_path / "curves.csv") == points
     summary = summarise(points)
     assert summary.measure == "entity F1"
-    tokens = summary.methods[0].tokens_per_point
-    assert tokens is not None
-    assert (tokens.mean, tokens.std, tokens.num_seeds) == (pytest.approx(300), pytest.approx(0, abs=1e-9), 2)
+    assert summary.methods[0].tokens_per_point == pytest.approx(300)
     write_summary(tmp_path / "summary.csv", summary)
     with (tmp_path / "summary.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert float(row["tokens_per_point_mean"]) == pytest.approx(300)
+    assert float(row["tokens_per_point"]) == pytest.approx(300)
     assert "entity_f1_50_mean" in row
     assert "entity F1 at 50%" in summary_table(summary)
     assert "tokens per point" in summary_table(summary)

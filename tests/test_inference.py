@@ -14,7 +14,9 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     ModernBertConfig,
+    PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     RobertaConfig,
 )
 
@@ -95,6 +97,33 @@ def test_pooler_where_there_is_one_and_a_clear_error_elsewhere(folder: Path) -> 
     with torch.no_grad():
         expected = student.model.base_model(input_ids=ids).pooler_output[0].numpy()
     np.testing.assert_allclose(features.encodings[0], expected, atol=1e-5)
+
+
+DECODER = Qwen2Config(**SMALL, num_key_value_heads=2, num_labels=3, pad_token_id=0)
+
+
+@pytest.mark.parametrize("config", [*CONFIGS.values(), DECODER], ids=lambda config: config.model_type)
+def test_inputs_of_the_last_layer_give_its_gradients(config: PreTrainedConfig) -> None:
+    """BADGE's: of the loss of the label that the student would give, to the weights of that layer, by autograd."""
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    student = StudentModel(model, make_tokenizer(), normalize=True, max_batch_tokens=96)
+    texts = random_texts(12)
+    features = student.predict(texts, last_layer=True)
+    layer = [module for module in student.model.modules() if isinstance(module, torch.nn.Linear)][-1]
+    np.testing.assert_array_equal(features.probs, student.predict(texts).probs)
+    for text, probs, given in zip(texts, features.probs, features.encodings, strict=True):
+        logits = student.model(torch.tensor([student.tokenizer(text)["input_ids"]])).logits
+        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, logits.argmax(1)), layer.weight)
+        errors = probs - np.eye(len(probs))[probs.argmax()]
+        np.testing.assert_allclose(np.outer(errors, given), gradient.numpy(), atol=1e-4)
+
+
+def test_a_student_without_a_linear_last_layer_is_told(folder: Path) -> None:
+    student = StudentModel.load(str(folder), dtype="float32", device="cpu")
+    student.model.config.num_labels = 7
+    with pytest.raises(UserError, match=r"no linear layer with 7 outputs, whose gradients badge needs"):
+        student.predict(["dull"], last_layer=True)
 
 
 def test_normalised_encodings_have_unit_length(folder: Path) -> None:

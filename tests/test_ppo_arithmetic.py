@@ -98,6 +98,8 @@ def test_absurd_tokens_stay_finite() -> None:
 def test_adaptive_coefficient_follows_the_error_within_bounds(kl: float, factor: float) -> None:
     found = ppo.adapted_coefficient(0.05, kl=kl, target=6.0, num_sequences=100, horizon=1000)
     assert found == pytest.approx(0.05 * factor)
+    few = ppo.adapted_coefficient(0.05, kl=0.1, target=6.0, num_sequences=100, horizon=10)
+    assert few == pytest.approx(0.025), "never 0, let alone negative"
 
 
 def test_explained_variance() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from fakes import Calls, CountingLabeler, make_config, make_run
 from openai_server import MODEL, serve
+from test_collapse import collapsing_run
 from test_evokd import SimulatedTeacher, config_of, run_to_end
 from test_report import later_rounds, page_of
 
@@ -147,6 +148,37 @@ class Everything:
 
     def __contains__(self, id: object) -> bool:
         return str(id).startswith("s-")
+
+
+@pytest.mark.parametrize(
+    ("changes", "selected", "reward"),
+    [
+        ({}, "signal", "signal"),
+        ({"reward": {"acquisition": "margin"}}, "signal", "margin"),
+        ({"strategy": "gaal"}, "entropy, the strategy's own", None),
+        ({"strategy": {"name": "bgadl", "query": "margin"}}, "margin, the strategy's own", None),
+    ],
+)
+def test_the_functions_that_select_and_reward_are_told(
+    changes: dict[str, Any], selected: str, reward: str | None, tmp_path: Path
+) -> None:
+    facts = dict(begun(tmp_path / "run", make_config(**changes)).facts)
+    assert (facts["Acquisition"], facts["Reward"]) == (selected, reward or selected)
+
+
+def test_repeats_that_are_kept_are_drawn() -> None:
+    kept = {"al/num_labels": 9, "gen/num_completions": 10, "gen/num_kept": 10, "gen/near_duplicate_rate": 0.8}
+    drawn = charted("Copies and duplicates", {"al/num_labels": 4}, kept)
+    assert drawn is not None
+    assert charted("Copies and duplicates", {"al/num_labels": 4}, {"al/num_labels": 9}) is None
+
+
+def test_a_round_that_restored_a_policy_has_rewarded_nothing(tmp_path: Path) -> None:
+    run = collapsing_run(tmp_path / "run", Calls(), Counter(), 3)
+    asyncio.run(loop.run(run))
+    rounds = [read_generated(folder, run.config.reward, {}) for folder in later_rounds(tmp_path / "run")]
+    rewarded = [any(row.reward is not None for row in round.rows) for round in rounds]
+    assert rewarded == [True, True, True, False, True, True]
 
 
 def test_texts_that_the_annotator_passed_on_are_not_labeled(tmp_path: Path) -> None:

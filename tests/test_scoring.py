@@ -21,7 +21,7 @@ from genal_ray.types import Text
 class Lengths:
     """A student that knows the length of a text only."""
 
-    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+    def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0, **_: bool) -> Features:
         lengths = np.array([[len(str(text))] for text in texts], np.float32)
         probs = np.concatenate([1 / (1 + lengths), lengths / (1 + lengths)], axis=1)
         return Features(probs=probs, encodings=lengths)
@@ -92,7 +92,7 @@ def test_what_is_not_finite_has_no_score_and_changes_no_other(what: str, bad: fl
     """Without the check an infinite encoding would be infinitely far, and score 0."""
 
     class Spoilt(Lengths):
-        def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0) -> Features:
+        def predict(self, texts: Sequence[Text], *, dropout_passes: int = 0, seed: int = 0, **_: bool) -> Features:
             features = super().predict(texts)
             getattr(features, what)[2] = bad
             return features

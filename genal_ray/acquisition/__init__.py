@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from genal_ray.divergence import distributions
 from genal_ray.registry import Plugin
 from genal_ray.types import FloatArray
 
@@ -79,9 +80,9 @@ class WordUncertainty:
     @classmethod
     def of(cls, probs: Sequence[FloatArray]) -> WordUncertainty:
         """From tag probabilities [words, num_tags] of each text; every text has a word."""
-        exact = [p.astype(np.float64) for p in probs]
-        entropies = [-(p * np.log(np.maximum(p, 1e-300))).sum(axis=1) for p in exact]
-        best = [np.log(np.maximum(p.max(axis=1), 1e-300)) for p in exact]
+        exact = [distributions(p) for p in probs]
+        entropies = [-(p * np.log(p)).sum(axis=1) for p in exact]
+        best = [np.log(p.max(axis=1)) for p in exact]
         return cls(
             mean_entropy=np.array([e.mean() for e in entropies], dtype=np.float32),
             max_entropy=np.array([e.max() for e in entropies], dtype=np.float32),
@@ -132,6 +133,8 @@ class Needs:
     """Encodings, of candidates and labeled set, divided by their Euclidean norm."""
     pretrained: bool = False
     """Encodings by the model that the student is fine-tuned from, instead of the student's."""
+    last_layer: bool = False
+    """Encodings of the candidates are the inputs of the student's last layer, whatever `scorer.encoding` says."""
     dropout_passes: int = 0
     """Forward passes with dropout."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from genal_ray.acquisition import Batchwise, Features, Rows
+from genal_ray.acquisition import Batchwise, Features, Needs, Rows
 from genal_ray.acquisition._points import ROUNDING, Float64Array
 from genal_ray.types import FloatArray
 
@@ -16,13 +16,17 @@ CANCELLED = 1e-3
 class Badge(Batchwise):
     """k-means++ seeding on the gradients g = (p - onehot(argmax p)) x h of the student's last layer.
 
-    Ash et al. 2020, Algorithm 1: h is the student's encoding, the label is the one that the student would give. The
+    Ash et al. 2020, Algorithm 1: h is what that layer is given, the label is the one that the student would give. The
     first pick has the largest gradient (as in the authors' code), each further one is drawn with probability
     proportional to its squared distance to the nearest pick; uniformly when all of these are 0. Gradients [n, C dim]
     are never built: g_a.g_b = (u_a.u_b)(h_a.h_b) for u = p - onehot(argmax p).
     """
 
     name: str = "badge"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(last_layer=True)
 
     def pick(self, candidates: Features, labeled: Features, budget: int, rng: np.random.Generator) -> Rows:
         picks: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from genal_ray.acquisition import Features, Neighbours, Pointwise
+from genal_ray.divergence import distributions
 from genal_ray.types import FloatArray
 
 
@@ -14,6 +15,6 @@ class Entropy(Pointwise):
     name: str = "entropy"
 
     def score(self, candidates: Features, labeled: Neighbours, seeds: np.ndarray) -> FloatArray:
-        p = candidates.probs.astype(np.float64)
-        entropy: FloatArray = -(p * np.log(np.maximum(p, 1e-300))).sum(axis=1).astype(np.float32)
+        p = distributions(candidates.probs)
+        entropy: FloatArray = -(p * np.log(p)).sum(axis=1).astype(np.float32)
         return entropy

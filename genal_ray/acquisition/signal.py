@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from genal_ray.acquisition import Features, Needs, Neighbours, Pointwise
 from genal_ray.divergence import Distributions, distributions, kl_divergence
@@ -36,6 +36,12 @@ class Signal(Pointwise):
         "the relevance 1/d alone",
     )
     distance: bool = Field(True, description="false: not divided by d, which leaves the informativeness KL alone")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.divergence == "none" and not self.distance:
+            raise ValueError("divergence: none with distance: false leaves nothing of the score: set one of them")
+        return self
 
     @property
     def needs(self) -> Needs:

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from genal_ray.comparison.curves import Point, by_seed, measure_of, methods_of
+from genal_ray.comparison.summary import Curve, quality_at
 from genal_ray.files import write_atomically
 
 _OWN_STYLES: Mapping[str, dict[str, Any]] = {
@@ -78,19 +79,20 @@ def _draw_panel(axes: Any, title: str, points: Sequence[Point], styles: Mapping[
     axes.grid(alpha=0.3)
     axes.axvline(100, color="black", linewidth=0.8, linestyle=":")
     for method in methods_of(points):
-        share, mean, std = _by_round(list(by_seed(points, method).values()))
+        share, mean, std = mean_curve(list(by_seed(points, method).values()))
         style = {"linewidth": 1.4, "markersize": 3.5} | styles[method]
         axes.plot(share, mean, label=method, **style)
         axes.fill_between(share, mean - std, mean + std, color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _by_round(curves: Sequence[Sequence[Point]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean share, mean quality and its deviation, in %, float64 [num_rounds], over the seeds that reached a round."""
-    rounds = [[c[i] for c in curves if i < len(c)] for i in range(max(map(len, curves)))]
-    share = [np.mean([p.fraction for p in points]) for points in rounds]
-    mean = [np.mean([p.quality for p in points]) for points in rounds]
-    std = [np.std([p.quality for p in points], ddof=1) if len(points) > 1 else 0.0 for points in rounds]
-    return 100 * np.array(share), 100 * np.array(mean), 100 * np.array(std)
+def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Shares of the pool at which a seed has a round, and mean quality and its deviation (n-1) there, float64 [n] in %,
+    over the seeds whose curves reach so far; 0 is the deviation of one."""
+    shares = sorted({point.fraction for curve in curves for point in curve})
+    reached = [[q for curve in curves if (q := quality_at(curve, share)) is not None] for share in shares]
+    mean = [np.mean(qualities) for qualities in reached]
+    std = [np.std(qualities, ddof=1) if len(qualities) > 1 else 0.0 for qualities in reached]
+    return 100 * np.array(shares), 100 * np.array(mean), 100 * np.array(std)
 
 
 def _add_legend(figure: Figure, methods: Sequence[str], columns: int) -> None:

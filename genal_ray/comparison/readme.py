@@ -76,7 +76,7 @@ def _heading(description: Description) -> str:
         "- `curves.csv`: every round of every run; `seconds` is that round's, and the only column that differs when "
         "the same runs are repeated or continued after an interruption\n"
         "- `summary.csv`: the table below, as fractions\n"
-        "- `figure.png`, `figure.svg`: mean and standard deviation (n-1) over the seeds that reached a round\n"
+        "- `figure.png`, `figure.svg`: mean and standard deviation (n-1) over the seeds whose curves reach so far\n"
         "- `runs/<method>/seed-<n>/`: the run directories\n"
         "- `comparison.json`: what was asked for"
     )
@@ -104,33 +104,28 @@ def _summary(summary: Summary) -> str:
         "range that all methods of more than one round share (area under the learning curve by the trapezoid rule, "
         "divided by the range). Differences are in percentage points, paired by seed, with the 95% confidence interval "
         "of the paired t test. Tokens per point are a chat model's, for each percentage point from the first round to "
-        "the last. Between two rounds the curve is a straight line; – is where it does not reach. Deviations and "
-        "intervals need two seeds."
+        "the last, over all seeds. Between two rounds the curve is a straight line; – is where it does not reach, "
+        "(2 of 3) where only that many seeds' curves do. Deviations and intervals need two seeds."
     )
 
 
 def _row(method: MethodSummary) -> tuple[str, ...]:
-    accuracies = (_estimate(estimate) for estimate in method.quality.values())
-    gains = (method.auc_gain, method.quality_gain, method.extra_gain)
-    return (method.method, str(method.num_seeds), *accuracies, _estimate(method.auc), *map(_gain, gains))
+    figures = [*method.quality.values(), method.auc, method.auc_gain, method.quality_gain, method.extra_gain]
+    cells = ["–" if figure is None else _told(figure) + method.of_seeds(figure) for figure in figures]
+    return (method.method, str(method.num_seeds), *cells)
 
 
-def _estimate(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "–"
-    return f"{100 * estimate.mean:.2f}" + (f" ± {100 * estimate.std:.2f}" if estimate.std is not None else "")
+def _told(figure: Estimate | Gain) -> str:
+    """In %, with its deviation or its interval where there is one."""
+    if isinstance(figure, Estimate):
+        return f"{100 * figure.mean:.2f}" + ("" if figure.std is None else f" ± {100 * figure.std:.2f}")
+    if figure.low is None or figure.high is None:
+        return f"{100 * figure.mean:+.2f}"
+    return f"{100 * figure.mean:+.2f} [{100 * figure.low:+.2f}, {100 * figure.high:+.2f}]"
 
 
-def _tokens(estimate: Estimate | None) -> str:
-    return "–" if estimate is None else f"{estimate.mean:,.0f}"
-
-
-def _gain(gain: Gain | None) -> str:
-    if gain is None:
-        return "–"
-    if gain.low is None or gain.high is None:
-        return f"{100 * gain.mean:+.2f}"
-    return f"{100 * gain.mean:+.2f} [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
+def _tokens(tokens: float | None) -> str:
+    return "–" if tokens is None else f"{tokens:,.0f}"
 
 
 def _methods(methods: Sequence[Method]) -> str:

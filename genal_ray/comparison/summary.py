@@ -11,8 +11,8 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -63,8 +63,13 @@ class MethodSummary:
     """At 100% of the pool."""
     extra_gain: Gain | None
     """At 200% of the pool, against random at 100%, where pool methods end."""
-    tokens_per_point: Estimate | None
-    """Tokens of a chat model for each percentage point that a run gained, over the seeds that gained any."""
+    tokens_per_point: float | None
+    """Tokens of a chat model for each percentage point gained from the first round to the last: the sum over all
+    seeds by the sum; None without tokens, or without a gain."""
+
+    def of_seeds(self, figure: Estimate | Gain) -> str:
+        """` (2 of 3)`: of how many seeds a figure is, where these are not all."""
+        return "" if figure.num_seeds == self.num_seeds else f" ({figure.num_seeds} of {self.num_seeds})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +94,7 @@ class _Measured:
 
     num_seeds: int
     auc: Figures
-    tokens_per_point: Figures
+    tokens_per_point: float | None
     quality: Mapping[int, Figures]
 
 
@@ -147,10 +152,10 @@ def summary_columns(measure: str) -> tuple[str, ...]:
     return (
         "method",
         "num_seeds",
-        *(f"{name}_{share}_{part}" for share in SHARES for part in ("mean", "std")),
-        *(f"auc_{part}" for part in ("mean", "std", "from", "to")),
-        *(f"{gain}_{part}" for gain in _gains(name) for part in ("mean", "low", "high")),
-        *(f"tokens_per_point_{part}" for part in ("mean", "std")),
+        *(f"{name}_{share}_{part}" for share in SHARES for part in ("mean", "std", "num_seeds")),
+        *(f"auc_{part}" for part in ("mean", "std", "num_seeds", "from", "to")),
+        *(f"{gain}_{part}" for gain in _gains(name) for part in ("mean", "low", "high", "num_seeds")),
+        "tokens_per_point",
     )
 
 
@@ -162,19 +167,20 @@ def _row(method: MethodSummary, summary: Summary) -> dict[str, object]:
     row: dict[str, object] = {"method": method.method, "num_seeds": method.num_seeds}
     name = summary.measure.lower().replace(" ", "_")
     estimates = {f"{name}_{share}": method.quality[share] for share in SHARES}
-    for column, estimate in (estimates | {"auc": method.auc, "tokens_per_point": method.tokens_per_point}).items():
+    for column, estimate in (estimates | {"auc": method.auc}).items():
         if estimate is not None:
-            row |= {f"{column}_mean": estimate.mean, f"{column}_std": estimate.std}
+            row |= {f"{column}_{part}": value for part, value in asdict(estimate).items()}
     for column, gain in zip(_gains(name), (method.auc_gain, method.quality_gain, method.extra_gain), strict=True):
         if gain is not None:
-            row |= {f"{column}_mean": gain.mean, f"{column}_low": gain.low, f"{column}_high": gain.high}
-    return row | {"auc_from": summary.start, "auc_to": summary.end}
+            row |= {f"{column}_{part}": value for part, value in asdict(gain).items()}
+    last = {"auc_from": summary.start, "auc_to": summary.end, "tokens_per_point": method.tokens_per_point}
+    return row | last
 
 
-def tokens_per_point(curve: Curve) -> float | None:
-    """Tokens of a chat model for each percentage point gained from the first round to the last; None without tokens,
-    or without a gain."""
-    tokens, gain = curve[-1].llm_tokens, 100 * (curve[-1].quality - curve[0].quality)
+def tokens_per_point(curves: Collection[Curve]) -> float | None:
+    """As MethodSummary has it, of the seeds' curves."""
+    tokens = sum(curve[-1].llm_tokens or 0 for curve in curves)
+    gain = sum(100 * (curve[-1].quality - curve[0].quality) for curve in curves)
     return tokens / gain if tokens and gain > 0 else None
 
 
@@ -190,7 +196,7 @@ def _measure(seeds: Mapping[int, Curve], start: float, end: float) -> _Measured:
     return _Measured(
         num_seeds=len(seeds),
         auc=_known({seed: area(curve, start, end) for seed, curve in seeds.items()}),
-        tokens_per_point=_known({seed: tokens_per_point(curve) for seed, curve in seeds.items()}),
+        tokens_per_point=tokens_per_point(seeds.values()),
         quality={
             share: _known({seed: quality_at(curve, share / 100) for seed, curve in seeds.items()}) for share in SHARES
         },
@@ -210,7 +216,7 @@ def _summarise(name: str, measured: _Measured, baseline: _Measured) -> MethodSum
         auc=_estimate(measured.auc),
         auc_gain=_gain(measured.auc, baseline.auc) if compared else None,
         quality_gain=_gain(measured.quality[100], baseline.quality[100]) if compared else None,
-        tokens_per_point=_estimate(measured.tokens_per_point),
+        tokens_per_point=measured.tokens_per_point,
         extra_gain=_gain(measured.quality[200], baseline.quality[100]) if compared else None,
     )
 

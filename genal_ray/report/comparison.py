@@ -136,9 +136,10 @@ def _measure(columns: Sequence[str]) -> str:
 def _merged(
     columns: Sequence[str], table: Sequence[Mapping[str, str]]
 ) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
-    """Headings and cells: `x_mean` with `x_std`, or with `x_low` and `x_high`, becomes one column `x`."""
+    """Headings and cells: `x_mean` with `x_std`, or with `x_low` and `x_high`, becomes one column `x`, which names the
+    seeds that it is of, `x_num_seeds`, where these are not all of the method's."""
     means = {c: c.removesuffix("_mean") for c in columns if c.endswith("_mean")}
-    spreads = {f"{name}_{part}" for name in means.values() for part in ("std", "low", "high")}
+    spreads = {f"{name}_{part}" for name in means.values() for part in ("std", "low", "high", "num_seeds")}
     shown = [c for c in columns if c not in spreads]
     headings = tuple(means.get(c, c).replace("_", " ") for c in shown)
     return headings, tuple(tuple(_cell(row, c, means.get(c)) for c in shown) for row in table)
@@ -150,10 +151,11 @@ def _cell(row: Mapping[str, str], column: str, mean_of: str | None) -> str:
     value = _rounded(row[column])
     if mean_of is None or not row[column]:
         return value
-    std, low, high = (row.get(f"{mean_of}_{part}") for part in ("std", "low", "high"))
+    std, low, high, seeds = (row.get(f"{mean_of}_{part}") for part in ("std", "low", "high", "num_seeds"))
+    of = f" ({seeds} of {row['num_seeds']})" if seeds and seeds != row.get("num_seeds", seeds) else ""
     if low and high:
-        return f"{value} [{_rounded(low)}, {_rounded(high)}]"
-    return f"{value} ± {_rounded(std)}" if std else value
+        return f"{value} [{_rounded(low)}, {_rounded(high)}]{of}"
+    return f"{value} ± {_rounded(std)}{of}" if std else value + of
 
 
 def _rounded(value: str) -> str:

@@ -149,8 +149,10 @@ class _Scores:
 
 
 def _rewards(folder: Path, scores: _Scores) -> Mapping[str, float] | None:
-    """Rewards before shaping, by instance id: scores of their own, or those that selected; None without an update."""
-    if not (folder / "learn.json").is_file():
+    """Rewards before shaping, by instance id: scores of their own, or those that selected; None without an update, as
+    where the stage `learn` has restored a policy."""
+    learned = folder / "learn.json"
+    if not learned.is_file() or not read_record(learned)["metrics"]:
         return None
     if not (folder / "reward.json").is_file():
         return scores.values

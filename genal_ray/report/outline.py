@@ -145,7 +145,7 @@ def _facts(
         ("Task", f"{config['task']['domain']} ({config['task']['kind']})"),
         ("Data", config["data"]["source"] or config["data"]["train"]),
         ("Budget", _budget(budget)),
-        ("Acquisition", config["acquisition"]["name"]),
+        ("Acquisition", _acquisition(config)),
     ]
     facts += _writers(config)
     if config.get("llm") is not None:
@@ -166,8 +166,18 @@ def _writers(config: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [strategy] if generator is None else [strategy, ("Generator", generator["model"])]
     if generator is None:
         return [("Generator", "none: a pool method")]
-    told = "none: the generator stays as it was" if learner == "none" else learner
-    return [strategy, ("Generator", generator["model"]), ("Learner", told)]
+    written = [strategy, ("Generator", generator["model"])]
+    if learner == "none":
+        return [*written, ("Learner", "none: the generator stays as it was")]
+    reward = config["reward"].get("acquisition")
+    return [*written, ("Learner", learner), ("Reward", reward["name"] if reward else _acquisition(config))]
+
+
+def _acquisition(config: Mapping[str, Any]) -> str:
+    """What instances are chosen by; GAAL, ASAL and BGADL have a function of their own."""
+    strategy = config["strategy"]
+    own = strategy.get("uncertainty") or strategy.get("query")
+    return f"{own['name']}, the strategy's own" if own else str(config["acquisition"]["name"])
 
 
 def _chat_model(llm: Mapping[str, Any], rounds: Sequence[RoundRow]) -> list[tuple[str, str]]:

@@ -27,6 +27,9 @@ _FAILURES = {
 }
 """Stages that set texts aside, and what failed there."""
 
+_REPEATS = {"copies": "copy", "duplicates": "duplicate", "near-duplicates": "near_duplicate"}
+"""What is drawn of `gen/*_rate`, by its name there."""
+
 _STAGES = (
     "initial",
     "analyse",
@@ -145,6 +148,15 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
             title="Completions that were not kept",
             note="Percent of the round's completions, by what was wrong with them.",
             svg=charts.stacked("fates", after_first, _rejected(later), "percent"),
+        ),
+        Chart(
+            title="Copies and duplicates",
+            note="Share of the completions that could be read, whether they were kept or not.",
+            svg=charts.lines(
+                "repeats",
+                after_first,
+                [("share", {name: of(later, f"gen/{rate}_rate") for name, rate in _REPEATS.items()})],
+            ),
         ),
         Chart(
             title="Synthetic among the selected",

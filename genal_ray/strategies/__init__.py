@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Strategy(Plugin):
     """Base of the strategies; derive from one of the two kinds below."""
 
-    retention_rounds: int = 1
+    retention_rounds: int = Field(1, ge=1)
     """Rounds for which an unselected synthetic instance stays in the pool; 1: only the round that wrote it."""
 
     labels_real: ClassVar[bool] = True
