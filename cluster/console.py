@@ -203,8 +203,9 @@ def show_summary(to: Console, summary: Summary, directory: Path) -> None:
     for method in summary.methods:
         figures = [*method.quality.values(), method.auc]
         cells = ["-" if f is None else percent(f.mean, f.std) + method.of_seeds(f) for f in figures]
-        gain = "-" if method.auc_gain is None else f"{100 * method.auc_gain.mean:+.2f}"
-        table.add_row(method.method, str(method.num_seeds), *cells, gain)
+        gain = method.auc_gain
+        gained = "-" if gain is None else f"{100 * gain.mean:+.2f}{method.of_seeds(gain)}"
+        table.add_row(method.method, str(method.num_seeds), *cells, gained)
     to.print()
     to.print(table)
     to.print()
