@@ -192,7 +192,7 @@ def publish(out: Path, places: list[tuple[str, Path]]) -> None:
         for method, found in runs.items():
             cells = [at(found, i) for i in range(iterations)]
             last = np.mean([quality(rounds[-1]) for rounds in found])
-            tokens = np.mean([sum(row.get("llm/num_tokens", 0) for row in rounds) for rounds in found]) / 1000
+            tokens = np.mean([rounds[-1].get("llm/total_tokens", 0) for rounds in found]) / 1000
             lines.append("| " + " | ".join([method, *cells, f"{100 * last / full:.0f}%", f"{tokens:.1f}"]) + " |")
         pages.append("\n".join(lines) + "\n")
     (out / "results.md").write_text("\n".join(pages), encoding="utf-8")

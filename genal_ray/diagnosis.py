@@ -56,7 +56,10 @@ def _plateau(reports: Sequence[RoundReport]) -> bool:
 
 
 def _unlike_real_texts(reports: Sequence[RoundReport]) -> bool:
-    """The batch of a round is compared with the student before it, which had not seen the batch."""
+    """The batch of a round is compared with the student before it, which had not seen the batch; not in a round
+    without one."""
+    if "teach/batch_score" not in reports[-1].metrics:
+        return False
     pairs = [
         (now.metrics["teach/batch_score"], quality(before.metrics))
         for before, now in pairwise(reports)

@@ -245,7 +245,8 @@ class EntityLabels(LabelSpace):
 
     def vote(self, answers: Sequence[Label | None], num_samples: int, min_agreement: float) -> Vote:
         """The entities that more than half of the samples name, `min_agreement` of them at least. There is no label
-        when fewer are known not to name another one; an answer that is missing is on neither side."""
+        when fewer are known not to name another one, nor when so many name some entity at a word where they agree on
+        none; an answer that is missing is on neither side."""
         read = [_tags(answer) for answer in answers if answer is not None]
         needed = max(_needed(min_agreement, num_samples), num_samples / 2)
         if not read or len(read) < needed:
@@ -253,6 +254,9 @@ class EntityLabels(LabelSpace):
         votes = Counter(span for tags in read for span in spans_of(tags))
         kept = [span for span, number in votes.items() if number >= needed and 2 * number > num_samples]
         disputed = any(len(read) - number < needed for span, number in votes.items() if span not in kept)
+        named = Counter(word for tags in read for span in spans_of(tags) for word in range(span.start, span.end))
+        settled = {word for span in kept for word in range(span.start, span.end)}
+        disputed |= any(n >= needed and 2 * n > num_samples for word, n in named.items() if word not in settled)
         sides = [max(number, len(read) - number) for number in votes.values()] or [len(read)]
         agreement = float(np.mean(sides)) / num_samples
         return Vote(label=None if disputed else tags_of(kept, len(read[0])), agreement=agreement)

@@ -52,6 +52,12 @@ def test_each_signature_shows_alone(metric: str, ill: list[RoundReport]) -> None
     assert flags == {signature.metric: float(signature.metric == metric) for signature in SIGNATURES}
 
 
+def test_a_round_without_a_batch_tells_nothing_of_batches() -> None:
+    ill = reports(accuracy=[0.5, 0.6, 0.6, 0.6, 0.6], batch=[0.9, 0.6, 0.8, 0.8, None])
+    assert diagnose(ill[:-1])["teach/unlike_real"] == 1
+    assert diagnose(ill)["teach/unlike_real"] == 0
+
+
 def test_the_user_is_told_once() -> None:
     def flagged(round: int, *metrics: str) -> RoundReport:
         return RoundReport(round=round, metrics={s.metric: float(s.metric in metrics) for s in SIGNATURES})

@@ -196,7 +196,11 @@ def test_entities_are_voted_on_one_by_one() -> None:
     assert labels.vote([answers[0]] * 2, 3, 0.5).label == answers[0], "two of three are enough"
     assert labels.vote([tags_of([], 4)] * 2, 4, 0.5).agreement == 0.5
     assert labels.vote([tags_of([], 4)], 1, 0.5).label == (0, 0, 0, 0)
-    assert labels.vote([answers[0], answers[2]], 2, 0.5).label == tags_of([anna], 4)
+    assert labels.vote([answers[0], answers[2]], 2, 0.5).label is None, "an entity, but which?"
+    types = [tags_of([Span(2, 4, type)], 4) for type in range(3)]
+    assert labels.vote(types, 3, 0.5).label is None, "all name an entity there, each another one"
+    ends = [tags_of([Span(0, end, 0)], 4) for end in (1, 2, 3)]
+    assert labels.vote(ends, 3, 0.5).label is None
 
 
 @pytest.mark.parametrize(("number", "samples"), [(14, 25), (7, 25), (28, 50), (55, 100)])

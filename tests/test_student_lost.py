@@ -129,6 +129,8 @@ def test_a_model_that_cannot_be_loaded_is_told_at_the_start(tmp_path: Path, monk
         "ray.train.get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     )
     monkeypatch.setattr("ray.train.torch.get_device", lambda: "cpu")
+    for name in ("RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
+        monkeypatch.setenv(name, "set by the mailbox")
     monkeypatch.setattr(ray, "put", lambda value: value)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(
