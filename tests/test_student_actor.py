@@ -107,8 +107,8 @@ def kill_train_controller() -> None:
     controller.kill()
 
 
-def test_same_student_again_after_the_controller_died(folder: Path) -> None:
-    async def scenario() -> tuple[StudentFit, StudentFit]:
+def test_same_student_again_after_a_worker_or_the_controller_died(folder: Path) -> None:
+    async def scenario() -> tuple[StudentFit, StudentFit, StudentFit]:
         student = make_student(folder, max_failures=1)
         await student.start()
         try:
@@ -116,6 +116,7 @@ def test_same_student_again_after_the_controller_died(folder: Path) -> None:
             whole = await student.fit(labeled(40, seed=0), 0, folder / "whole", lambda done, _: steps.append(done))
             assert steps == sorted(steps)
             assert steps[-1] == TRAIN["min_steps"]
+            crashed = await killed(student, folder / "crashed")
             orphaned = await student.fit(labeled(40, seed=0), 0, folder / "orphaned", once(kill_train_controller))
             assert num_reservations() == 1, "what the lost Ray Train run held is free"
             student._student = student._student.model_copy(update={"timeout_s": 0.05})
@@ -124,11 +125,13 @@ def test_same_student_again_after_the_controller_died(folder: Path) -> None:
             assert num_reservations() == 0
         finally:
             await student.stop()
-        return whole, orphaned
+        return whole, crashed, orphaned
 
-    whole, orphaned = asyncio.run(scenario())
+    whole, crashed, orphaned = asyncio.run(scenario())
     assert whole.metrics["al/accuracy"] > 0.9
     assert whole.metrics["student/restarts"] == 0
+    assert crashed.metrics["student/restarts"] == 1
+    assert_same(crashed, whole)
     assert_same(orphaned, whole)
     assert whole.stop_predictions == stop_predictions(whole.path)
     assert set(whole.stop_predictions) == {0, 1}
