@@ -6,9 +6,9 @@ It is NOT a language model, and what it shows is a best case: its texts are real
 run never sees, and its labels are the data's own but for a set rate of errors.
 
 - analysis: one fixed sentence, which nothing depends on
-- hard texts: for each label, or type of entity, in turn (it is asked to spread them), of 20 random hidden texts of it
-  the one most like a text of it that the request shows as wrong; a random one where none is shown. Never one that is
-  shown, as the request says
+- hard texts: for each label, or type of entity, that one is asked of, of 20 random hidden texts of it the one most
+  like a text of it that the request shows as wrong; a random one where none is shown. Never one that is shown, as the
+  request says
 - easy texts: likewise those most like the ones shown as right
 - texts of a label (direct generation): random ones of those that it labels so, errors included; with an entity of a
   type: random ones that have one
@@ -27,7 +27,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, field
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,11 @@ TAGGED = re.compile(
 )
 TYPE = re.compile(r'"(?:[^"\\]|\\.)*" \((?P<name>[^()]+)\)')
 ASKED = re.compile(r"^Write \d+ new .* (?:with the label|of the type) (?P<name>.+?), each different", re.MULTILINE)
-SPREAD = re.compile(r"^Spread (?:them|their entities) over the (?:labels|types) (?P<names>.+?)\. Never", re.MULTILINE)
+OF_TAG = re.compile(r'^- "(?P<tag>hard|easy)": \d+ that .+?: (?P<shares>\d+ with .+)$', re.MULTILINE)
+SHARE = re.compile(
+    r"(?P<count>\d+) with (?:the label|an entity of the type) (?P<name>.+?)"
+    r"(?=$|, \d+ with (?:the label|an entity of the type) )"
+)
 SOURCE = re.compile(r'^(?P<text>".*")$', re.MULTILINE)
 KEPT = re.compile(r"^Keep these words exactly as they are: (?P<words>.*)\.$", re.MULTILINE)
 LABELED = re.compile(r'^Text (?P<number>\d+): (?P<text>".*")$', re.MULTILINE)
@@ -87,6 +90,14 @@ def read_samples(shown: str) -> list[Sample]:
     return [Sample(json.loads(found["text"]), kinds, found["wrong"] is None) for found, kinds in classified + tagged]
 
 
+def read_shares(said: str) -> dict[str, list[str]]:
+    """The label, or type, of each hard and each easy text that a request asks for."""
+    return {
+        of["tag"]: [found["name"] for found in SHARE.finditer(of["shares"]) for _ in range(int(found["count"]))]
+        for of in OF_TAG.finditer(said)
+    }
+
+
 def read_hidden(path: Path) -> list[HiddenText]:
     """Rows of text and label, or of tokens and ner_tags."""
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -114,8 +125,6 @@ class Teacher:
         # Without spaces: a run may split words anew.
         self._rows = {"".join(item.text.split()): row for row, item in enumerate(self.hidden)}
         self._names = sorted({kind for item in self.hidden for kind in item.kinds})
-        longest_first = sorted(self._names, key=len, reverse=True)
-        self._listed = re.compile("|".join(map(re.escape, longest_first)))  # names may have commas in them
         self._taken_for = [
             {str(self.label(item.text))} if isinstance(item.label, str) else item.kinds for item in self.hidden
         ]
@@ -128,7 +137,8 @@ class Teacher:
             return {"analysis": "It misreads texts like those that it got wrong."}
         if "hard" in asked or "easy" in asked:
             # With an analysis the samples are in the question before it.
-            return self._lesson(asked, "\n".join(m["content"] for m in body["messages"] if m["role"] == "user"), rng)
+            shown = "\n".join(m["content"] for m in body["messages"] if m["role"] == "user")
+            return self._lesson(asked, shown, read_shares(said), rng)
         if "texts" in asked:
             return {"texts": self._texts(asked["texts"], said, rng)}
         return {found["number"]: self.label(json.loads(found["text"])) for found in LABELED.finditer(said)}
@@ -154,15 +164,15 @@ class Teacher:
     def _other(self, name: str, rng: np.random.Generator) -> str:
         return str(rng.choice([other for other in self._names if other != name]))
 
-    def _lesson(self, asked: dict[str, Any], shown: str, rng: np.random.Generator) -> dict[str, Any]:
-        samples, spread = read_samples(shown), SPREAD.search(shown)
-        assert spread is not None, "a lesson is asked to be spread"
-        turns = cycle(rng.permutation(self._listed.findall(spread["names"])))
+    def _lesson(
+        self, asked: dict[str, Any], shown: str, shares: dict[str, list[str]], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        samples = read_samples(shown)
         taken = {self._row(sample.text) for sample in samples}
         written: dict[str, list[Any]] = {}
         for tag, items in asked.items():
             models = [sample for sample in samples if sample.right == (tag == "easy")]
-            rows = self._like(models, islice(turns, items["maxItems"]), taken, rng)
+            rows = self._like(models, shares[tag], taken, rng)
             written[tag] = [self._written(self.hidden[row], items) for row in rows]
             taken |= {*rows}
         return written

@@ -141,11 +141,12 @@ def test_the_labeling_conversation_knows_nothing_of_why(tmp_path: Path, monkeypa
     teacher = SimulatedTeacher()
     with serve(teacher) as server:
         run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert all("with the label yes" in body["messages"][-1]["content"] for body in teacher.of("generation"))
     templates = {body["messages"][0]["content"] for body in teacher.of("labeling")}
     assert len(templates) == 1, "one and the same for every text"
     for body in teacher.of("labeling"):
         said = json.dumps(body["messages"])
-        for word in ("octopus", "trombone", "hard", "easy", "student", "wrong", "analysis"):
+        for word in ("octopus", "trombone", "hard", "easy", "student", "wrong", "analysis", "with the label"):
             assert word not in said
         assert len(body["messages"]) == 2
         assert len(texts_of(body)) == 1

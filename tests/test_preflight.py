@@ -167,11 +167,11 @@ SERVED = ("llm={backend: generator}", "strategy=evokd", "acquisition=random", "a
 def test_a_chat_has_to_fit_into_the_context(
     demo: Callable[..., RunConfig], complaint: Callable[..., str], tmp_path: Path
 ) -> None:
-    model = make_tiny_lm(tmp_path / "lm", tied=True, context=2048)
-    served = [*SERVED, f"generator.model={model}", "generator.max_model_len=2048"]
-    assert "(llm.max_reply_tokens) exceed generator.max_model_len=2048" in complaint(*served)
-    config = demo(*served, "llm.max_reply_tokens=50", "generator.max_tokens=2000")
-    preflight.check(config, output_dir=tmp_path / "run")  # prompts to be gone on with by 2000 tokens are never written
+    model = make_tiny_lm(tmp_path / "lm", tied=True, context=2560)
+    served = [*SERVED, f"generator.model={model}", "generator.max_model_len=2560"]
+    assert "(llm.max_reply_tokens) exceed generator.max_model_len=2560" in complaint(*served)
+    config = demo(*served, "llm.max_reply_tokens=50", "generator.max_tokens=2500")
+    preflight.check(config, output_dir=tmp_path / "run")  # prompts to be gone on with by 2500 tokens are never written
 
 
 def test_templates_are_filled_in_as_later_rounds_do(complaint: Callable[..., str], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from genal_ray.teaching import Draft, Lesson, Observation
 from genal_ray.types import Instance, LabeledInstance, Prediction, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from simulated_teacher import Sample, Teacher, read_hidden, read_samples
+from simulated_teacher import Sample, Teacher, read_hidden, read_samples, read_shares
 
 T = TypeVar("T")
 
@@ -224,3 +224,23 @@ def test_errors_come_at_the_set_rate_and_stay(tmp_path: Path) -> None:
     assert wrong == [teacher.label(row["text"]) != row["label"] for row in rows]
     drafts = taught(Direct(), teacher, SingleText(domain="remarks"), Classes(("bad", "good")), [("a", 0), ("b", 1)])
     assert [("bad", "good")[draft.label or 0] for draft in drafts] == [teacher.label(draft.text) for draft in drafts]
+
+
+@pytest.mark.parametrize("folder", ["classification", "ner"])
+@pytest.mark.parametrize("analysed", [True, False])
+def test_shares_are_read_as_they_are_asked_for(folder: str, analysed: bool) -> None:
+    said = Prompts().render(
+        f"{folder}/generation",
+        domain="remarks",
+        labels=("bad", "so (so), is good"),
+        wrong=[],
+        right=[],
+        analysed=analysed,
+        num_hard=3,
+        num_easy=1,
+        hard_labels=[("so (so), is good", 2), ("bad", 1)],
+        easy_labels=[("bad", 1)],
+        merged=False,
+        part_names=None,
+    )
+    assert read_shares(said[-1].content) == {"hard": ["so (so), is good"] * 2 + ["bad"], "easy": ["bad"]}

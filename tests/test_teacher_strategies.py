@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -83,6 +84,41 @@ def test_kinds_get_equally_many_texts(num_kinds: int, per_round: int) -> None:
             texts[kind] += count
     assert len(texts) == num_kinds
     assert max(texts.values()) - min(texts.values()) <= 1
+
+
+@pytest.mark.parametrize("hard_share", [0.5, 0.3, 1.0])
+@pytest.mark.parametrize("num_labels", [2, 6, 24])
+@pytest.mark.parametrize(("per_round", "texts_per_label"), [(24, 1.0), (32, 1.0), (32, 1.5)])
+def test_requests_of_a_round_share_out_the_labels(
+    hard_share: float, num_labels: int, per_round: int, texts_per_label: float
+) -> None:
+    """Over the rounds no label has more than one hard text, or one easy text, more than another. 24 labels in rounds
+    of 24 texts would have the same ones hard each time if they took turns over both."""
+    strategy = Evokd(hard_share=hard_share, texts_per_call=7, texts_per_label=texts_per_label)
+    of_tag = {"hard": Counter[str](), "easy": Counter[str]()}
+    for round_number in range(1, 10):
+        listener = Listener()
+        lesson = replace(lesson_of(num_labels, 2, round=round_number, budget=per_round), per_round=per_round)
+        asyncio.run(strategy.write(lesson, "it errs", listener))
+        assert len(listener.heard) == math.ceil(per_round * texts_per_label / 7)
+        covered = set[str]()
+        for said in listener.heard:
+            lists = re.findall(r'^- "(\w+)": (\d+) that .*?: (\d+ with .*)$', said, re.MULTILINE)
+            assert 1 <= sum(int(total) for _, total, _ in lists) <= 7
+            for tag, total, told in lists:
+                shares = re.findall(r"(\d+) with the label (class \d+)", told)
+                assert sum(int(number) for number, _ in shares) == int(total)
+                of_tag[tag].update({label: int(number) for number, label in shares})
+                covered.update(label for _, label in shares)
+        if hard_share in (0.5, 1.0):
+            assert len(covered) == num_labels, "each round comes to every label"
+    total = round(per_round * texts_per_label)
+    num_hard = round(total * hard_share)
+    assert of_tag["hard"].total() == 9 * num_hard
+    assert of_tag["easy"].total() == 9 * (total - num_hard)
+    for texts in of_tag.values():
+        numbers = [texts[f"class {i}"] for i in range(num_labels)]
+        assert max(numbers) - min(numbers) <= 1
 
 
 def test_a_small_last_round_writes_a_reply_full() -> None:

@@ -81,11 +81,16 @@ def spread(total: int, parts: int) -> list[int]:
     return [total // parts + (i < total % parts) for i in range(parts)]
 
 
+def in_turn(first: int, count: int, num_kinds: int) -> list[int]:
+    """The kinds of texts number `first`, `first` + 1, ...: kinds 0, 1, ... take turns."""
+    return [number % num_kinds for number in range(first, first + count)]
+
+
 def turns(lesson: Lesson, num_kinds: int, texts_per_call: int) -> list[tuple[int, int]]:
-    """(kind, texts) of each reply of a round: kinds 0, 1, ... take turns text by text, on from where the last round
-    ended, so that over the rounds no kind gets more than one text more than another."""
+    """(kind, texts) of each reply of a round, all texts of a reply of one kind. They take turns on from where the last
+    round ended, so that over the rounds no kind gets more than one text more than another."""
     first = (lesson.round - 1) * lesson.per_round
-    counts = Counter((first + i) % num_kinds for i in range(lesson.num_texts(texts_per_call)))
+    counts = Counter(in_turn(first, lesson.num_texts(texts_per_call), num_kinds))
     return [
         (kind, texts) for kind, total in counts.items() for texts in spread(total, math.ceil(total / texts_per_call))
     ]

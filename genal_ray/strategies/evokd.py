@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ from pydantic import Field
 from genal_ray.seeds import derive_seed
 from genal_ray.strategies import TeacherStrategy
 from genal_ray.strategies._texts import (
+    in_turn,
     lists_schema,
     object_schema,
     read_draft,
@@ -34,7 +37,8 @@ class Evokd(TeacherStrategy):
     """Liu et al. 2024 (EvoKD). A round: analyse what the student made of the newest labels, write, label in a
     conversation of its own, train.
 
-    The student is observed on a batch before it is trained on it, since afterwards it knows the batch by heart.
+    The student is observed on a batch before it is trained on it, since afterwards it knows the batch by heart. The
+    requests of a round share out its labels, which take turns: none of them knows what the others are answered.
     """
 
     name: str = "evokd"
@@ -78,15 +82,13 @@ class Evokd(TeacherStrategy):
         )
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        total = math.ceil(lesson.num_texts(self.texts_per_call) * self.texts_per_label)
-        num_hard = round(total * self.hard_share)
-        calls = math.ceil(total / self.texts_per_call)
-        shares = zip(spread(total, calls), spread(num_hard, calls), strict=True)
+        num_hard, num_easy = self._counts(lesson.num_texts(self.texts_per_call))
+        hard, easy = map(iter, self._kinds(lesson, num_hard, num_easy))
+        calls = math.ceil((num_hard + num_easy) / self.texts_per_call)
+        shares = zip(spread(num_hard + num_easy, calls), spread(num_hard, calls), strict=True)
+        requests = [(list(islice(hard, of_hard)), list(islice(easy, texts - of_hard))) for texts, of_hard in shares]
         written = await asyncio.gather(
-            *(
-                self._write(lesson, analysis, teacher, hard, texts - hard, number)
-                for number, (texts, hard) in enumerate(shares)
-            )
+            *(self._write(lesson, analysis, teacher, *request, number) for number, request in enumerate(requests))
         )
         return [draft for drafts in written for draft in drafts]
 
@@ -99,16 +101,40 @@ class Evokd(TeacherStrategy):
         reviewed = [between[i] for i in sorted(rng.choice(len(between), size=count, replace=False))]
         return [*initial, *reviewed, *newest * self.repeats]
 
+    def _counts(self, num_labels: int) -> tuple[int, int]:
+        """Hard and easy texts for so many labels."""
+        total = math.ceil(num_labels * self.texts_per_label)
+        num_hard = round(total * self.hard_share)
+        return num_hard, total - num_hard
+
+    def _kinds(self, lesson: Lesson, num_hard: int, num_easy: int) -> tuple[list[int], list[int]]:
+        """The label, or type, of each hard and of each easy text. Both take turns, on from where the last round
+        ended; the easy ones are ahead by a round's hard ones, so that together they cover as many labels as can be."""
+        num_labels, before = len(lesson.labels.names), lesson.round - 1
+        hard_a_round, easy_a_round = self._counts(lesson.per_round)
+        return (
+            in_turn(before * hard_a_round, num_hard, num_labels),
+            in_turn(before * easy_a_round + hard_a_round, num_easy, num_labels),
+        )
+
     async def _write(
-        self, lesson: Lesson, analysis: str | None, teacher: Teacher, num_hard: int, num_easy: int, number: int
+        self,
+        lesson: Lesson,
+        analysis: str | None,
+        teacher: Teacher,
+        hard: Sequence[int],
+        easy: Sequence[int],
+        number: int,
     ) -> list[Draft]:
-        """The drafts of one reply; none when no reply could be read."""
+        """The drafts of one reply, asked for by the kind of each; none when no reply could be read."""
         request = teacher.render(
             "generation",
             **self._samples(lesson),
             analysed=analysis is not None,
-            num_hard=num_hard,
-            num_easy=num_easy,
+            num_hard=len(hard),
+            num_easy=len(easy),
+            hard_labels=self._named(hard, lesson),
+            easy_labels=self._named(easy, lesson),
             merged=self.labels_itself,
             part_names=lesson.task.part_names,
         )
@@ -118,7 +144,7 @@ class Evokd(TeacherStrategy):
             asked = (message for message in request if message.role != "system")
             messages = (*self._question(lesson, teacher), _answer(analysis), *asked)
         text = text_schema(lesson.task, self.max_characters, lesson.labels if self.labels_itself else None)
-        schema = lists_schema(text, {HARD: num_hard, EASY: num_easy})
+        schema = lists_schema(text, {HARD: len(hard), EASY: len(easy)})
 
         def read(value: Mapping[str, Sequence[Any]]) -> list[Draft]:
             return [read_draft(item, lesson, tag=tag) for tag, items in value.items() for item in items]
@@ -126,6 +152,11 @@ class Evokd(TeacherStrategy):
         return await teacher.ask(
             "generation", messages, schema, read, temperature=self.temperature, number=number
         ) or []
+
+    @staticmethod
+    def _named(kinds: Sequence[int], lesson: Lesson) -> list[tuple[str, int]]:
+        """Labels, or types, with the number of texts of each."""
+        return [(lesson.labels.names[kind], texts) for kind, texts in Counter(kinds).items()]
 
     def _question(self, lesson: Lesson, teacher: Teacher) -> tuple[Message, ...]:
         earlier = lesson.analyses[-self.memory :] if self.memory else ()
