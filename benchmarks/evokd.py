@@ -46,6 +46,8 @@ class DataSet:
     """That the runs may see."""
     hidden_rows: int = 8000
     """Of the teacher."""
+    min_steps: int = 100
+    """Of a training; more classes take more of them."""
     entities: bool = False
 
     @property
@@ -61,7 +63,7 @@ class DataSet:
 SETS = {
     "sst2": DataSet(domain="movie reviews", evaluation="validation.jsonl"),
     "ag_news": DataSet(domain="news articles", evaluation="test.jsonl"),
-    "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl"),
+    "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl", min_steps=400),
     "wnut17": DataSet(
         domain="tweets", evaluation="test.jsonl", train="train.jsonl", rows=1400, hidden_rows=1994, entities=True
     ),
@@ -147,7 +149,7 @@ def write_config(name: str, folder: Path, shots: int, args: argparse.Namespace) 
             "model": "minilm",
             "max_length": chosen.max_length,
             **chosen.settings["student"],
-            "min_steps": 100,
+            "min_steps": chosen.min_steps,
             "batch_size": 8,
         },
     }
