@@ -3,6 +3,7 @@
     plateau            held-out accuracy has stopped rising
     unlike real texts  the student does well on new written texts and badly on held-out ones
     mislabeled         the student cannot learn written labels that it was trained on, though it learns the real ones
+    undertrained       it has learned neither (not in the paper)
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ GAP = 0.15
 GAP_ROUNDS = 2
 LABEL_GAP = 0.1
 """Points of accuracy on trained texts by which written ones may lie below real ones."""
+LEARNED = 0.9
+"""Accuracy (entity F1) on trained texts of a student that was trained enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,12 @@ def _mislabeled(reports: Sequence[RoundReport]) -> bool:
     return real is not None and written is not None and written < real - LABEL_GAP
 
 
+def _undertrained(reports: Sequence[RoundReport]) -> bool:
+    metrics = reports[-1].metrics
+    scores = [metrics[name] for name in ("teach/trained_real_score", "teach/trained_written_score") if name in metrics]
+    return bool(scores) and max(scores) < LEARNED
+
+
 SIGNATURES = (
     Signature(
         metric="teach/plateau",
@@ -96,5 +105,12 @@ SIGNATURES = (
         "real ones: their labels contradict each other. Describe the labels (annotators.synthetic.descriptions), let "
         "several samples vote (samples, min_agreement, abstain), or have a stronger model label "
         "(annotators.synthetic.model)",
+    ),
+    Signature(
+        metric="teach/undertrained",
+        shows=_undertrained,
+        advice=f"after training the student is right on less than {100 * LEARNED:g}% of the texts that it was trained "
+        "on: it is trained too little to learn them. In a new run raise student.min_steps or student.epochs, or set "
+        "another student.learning_rate",
     ),
 )

@@ -45,6 +45,8 @@ def test_a_run_that_goes_well_shows_nothing() -> None:
         ("teach/plateau", reports(accuracy=[0.5, 0.7, 0.7, 0.69, 0.703, 0.704])),
         ("teach/unlike_real", reports(accuracy=[0.5, 0.6, 0.6, 0.6], batch=[0.9, 0.6, 0.8, 0.8])),
         ("teach/mislabeled", reports(accuracy=[0.5, 0.6], real=[None, 0.98], written=[None, 0.8])),
+        ("teach/undertrained", reports(accuracy=[0.5, 0.6], real=[None, 0.84], written=[None, 0.81])),
+        ("teach/undertrained", reports(accuracy=[0.5, 0.6], real=[0.7, 0.7], written=[None, None])),
     ],
 )
 def test_each_signature_shows_alone(metric: str, ill: list[RoundReport]) -> None:
@@ -56,6 +58,11 @@ def test_a_round_without_a_batch_tells_nothing_of_batches() -> None:
     ill = reports(accuracy=[0.5, 0.6, 0.6, 0.6, 0.6], batch=[0.9, 0.6, 0.8, 0.8, None])
     assert diagnose(ill[:-1])["teach/unlike_real"] == 1
     assert diagnose(ill)["teach/unlike_real"] == 0
+
+
+def test_a_student_that_learns_what_is_real_was_trained_enough() -> None:
+    flags = diagnose(reports(accuracy=[0.5, 0.6], real=[None, 0.95], written=[None, 0.88]))
+    assert not any(flags.values())
 
 
 def test_the_user_is_told_once() -> None:
