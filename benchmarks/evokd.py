@@ -65,7 +65,13 @@ SETS = {
     "ag_news": DataSet(domain="news articles", evaluation="test.jsonl"),
     "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl", min_steps=400),
     "wnut17": DataSet(
-        domain="tweets", evaluation="test.jsonl", train="train.jsonl", rows=1400, hidden_rows=1994, entities=True
+        domain="tweets",
+        evaluation="test.jsonl",
+        train="train.jsonl",
+        rows=1400,
+        hidden_rows=1994,
+        min_steps=200,
+        entities=True,
     ),
 }
 
