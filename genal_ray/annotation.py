@@ -4,7 +4,7 @@ fails on costs no other answer."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from genal_ray.annotators import Answer, Audited, Failed, Labeler
@@ -65,21 +65,18 @@ class Annotation:
         """
         before = None if self._llm is None else self._llm.usage
         given = given or {}
-        missing = [instance for instance in instances if instance.id not in self._ledger]
         await in_thread(
             self._ledger.record,
             [
                 LabeledInstance(instance=instance, label=given[instance.id], annotator=WRITER, round=round)
-                for instance in missing
-                if instance.id in given
+                for instance in instances
+                if instance.id in given and instance.id not in self._ledger
             ],
         )
-        missing = [instance for instance in missing if instance.id not in given]
-        done = len(instances) - len(missing)
+        done = sum(instance.id in self._ledger for instance in instances)
         failed: dict[str, str] = {}
         for origin, (name, labeler) in self._labelers.items():
-            group = [instance for instance in missing if instance.origin == origin]
-            chunks = deque(group[start : start + CHUNK_SIZE] for start in range(0, len(group), CHUNK_SIZE))
+            chunks = deque(self._chunks([instance for instance in instances if instance.origin == origin]))
             while chunks:
                 chunk = chunks.popleft()
                 answers = await _answers(name, labeler, chunk)
@@ -96,6 +93,14 @@ class Annotation:
         audits = [labeler.audit() for _, labeler in self._labelers.values() if isinstance(labeler, Audited)]
         asked = Asked(ids=tuple(i.id for i in instances if i.id not in failed), failed=failed)
         return asked, {**figures, **_joined(audits), "label/num_failed": float(len(failed))}
+
+    def _chunks(self, instances: Sequence[Instance]) -> Iterator[list[Instance]]:
+        """Instances that are not in the ledger, with those that they were first asked about with: an annotator that
+        puts several into a question asks the same questions when a stage that was cut off goes on."""
+        for start in range(0, len(instances), CHUNK_SIZE):
+            chunk = [instance for instance in instances[start : start + CHUNK_SIZE] if instance.id not in self._ledger]
+            if chunk:
+                yield chunk
 
     def _record(self, name: str, chunk: Sequence[Instance], answers: Sequence[Answer], round: int) -> dict[str, str]:
         """Write what was answered; returns the ids that the annotator failed on, and why."""

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from openai_server import MODEL, Answer, Behaviour, labels, serve, texts_of
 
-from genal_ray.annotation import Annotation
+from genal_ray.annotation import CHUNK_SIZE, Annotation
 from genal_ray.annotators import Answer as Given
-from genal_ray.annotators import Failed, Setting
+from genal_ray.annotators import Audited, Failed, Setting
 from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.config import LLMConfig, parse_config
 from genal_ray.corpus import Corpus
@@ -26,7 +26,7 @@ from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
 from genal_ray.pools import Pools
-from genal_ray.types import Instance
+from genal_ray.types import Asked, Instance
 from genal_ray.validation import validate
 
 NAMES = ("bad", "good")
@@ -192,6 +192,56 @@ def test_a_cap_in_the_middle_loses_nothing(tmp_path: Path, monkeypatch: pytest.M
         assert sum(server.paid.values()) == 40
 
 
+def test_who_goes_on_asks_the_same_questions(tmp_path: Path) -> None:
+    """What an annotator failed on is asked about again apart, and moves no other text to another question."""
+    items = instances(*(f"text {i}" for i in range(CHUNK_SIZE + 30)))
+
+    class Cut:
+        accuracy: float | None = None
+
+        def __init__(self) -> None:
+            self.asked: list[list[str]] = []
+
+        async def annotate(self, instances: Sequence[Instance]) -> Sequence[Given]:
+            self.asked.append([instance.id for instance in instances])
+            if instances[0].id == items[CHUNK_SIZE].id and len(self.asked) == 2:
+                raise CapReached("enough")
+            return [Failed("lost") if i.id == "s-7" and len(self.asked) == 1 else 0 for i in instances]
+
+    labeler = Cut()
+    annotation = Annotation({"synthetic": ("cut", labeler)}, Ledger(tmp_path / "ledger.jsonl", Classes(NAMES)).open())
+
+    def buy() -> Asked:
+        progress: list[tuple[int, int]] = []
+        asked, _ = asyncio.run(annotation.buy(items, round=1, progress=lambda *done: progress.append(done)))
+        assert progress[-1] == (len(items), len(items))
+        return asked
+
+    with pytest.raises(CapReached):
+        buy()
+    assert buy() == Asked(ids=tuple(item.id for item in items), failed={})
+    all_ids = [item.id for item in items]
+    assert labeler.asked == [all_ids[:CHUNK_SIZE], all_ids[CHUNK_SIZE:], ["s-7"], all_ids[CHUNK_SIZE:]]
+
+
+def test_samples_are_audited_where_there_are_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    votes = {"nice": iter(["good"] * 4), "odd": iter(["good", "bad", "good", "bad"])}
+    with serve(labels(lambda text: next(votes[text]))) as server:
+        monkeypatch.setenv("OPENAI_API_KEY", server.key)
+        config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url})
+
+        async def audit(samples: int) -> dict[str, float]:
+            llm = LLM(config, Endpoint(config), Journal(tmp_path / f"{samples}.jsonl").open())
+            labeler = LLMAnnotator(samples=samples).load(corpus(), Setting(domain="reviews", seed=0, llm=llm))
+            assert isinstance(labeler, Audited)
+            await labeler.annotate(instances(*votes))
+            await llm.close()
+            return labeler.audit()
+
+        assert asyncio.run(audit(1)) == {}
+        assert asyncio.run(audit(3)) == {"label/agreement": pytest.approx((1 + 2 / 3) / 2)}
+
+
 def refusing(bad: Container[str]) -> Behaviour:
     """Calls about some texts are refused with HTTP 400, each time."""
 
@@ -250,6 +300,9 @@ def test_wrong_settings_are_explained() -> None:
         "generator": {"model": "unused"},
         "student": {"model": "minilm"},
     }
+    same = {"name": "llm", "samples": 3, "temperature": 0}
+    with pytest.raises(UserError, match=r"annotators\.synthetic\.temperature: must be above 0 with samples=3"):
+        parse_config({**values, "annotators": {"synthetic": same}}, "test")
     with pytest.raises(UserError, match=r"llm: missing: annotator llm asks a chat model"):
         parse_config(values, "test")
     config = parse_config({**values, "llm": {"model": "m"}}, "test")

@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from genal_ray.annotators import Annotator, Answer, Failed, Labeler, Setting
 from genal_ray.errors import UserError
@@ -23,6 +23,7 @@ from genal_ray.llm.prompts import Prompts
 from genal_ray.seeds import derive_seed
 from genal_ray.tolerance import max_failures
 from genal_ray.types import Instance, Label, LabeledInstance
+from genal_ray.validation import InvalidValues, Problem
 
 if TYPE_CHECKING:
     from genal_ray.corpus import Corpus
@@ -60,6 +61,13 @@ class LLMAnnotator(Annotator):
     probes: int = Field(
         0, ge=0, le=1000, description="texts of the initial labeled set that it labels too, to measure how right it is"
     )
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            message = f"must be above 0 with samples={self.samples}, which are all the same at 0: leave it out for 0.7"
+            raise InvalidValues(Problem(("temperature",), message))
+        return self
 
     @property
     def chat_model(self) -> str | None:
@@ -188,12 +196,13 @@ class LLMLabeler:
             Failed(lost[instance.id]) if vote.label is None and instance.id in lost else vote.label
             for instance, vote in zip(instances, votes, strict=True)
         ]
-        pairs_of = zip(votes, answers, strict=True)
-        self._audit.agreements += [vote.agreement for vote, answer in pairs_of if not isinstance(answer, Failed)]
+        if self.options.samples > 1:
+            answered = (vote for vote, answer in zip(votes, answers, strict=True) if not isinstance(answer, Failed))
+            self._audit.agreements += [vote.agreement for vote in answered]
         return answers
 
     def audit(self) -> dict[str, float]:
-        """`label/agreement`: mean share of a text's samples that say what the vote decides. Of entities
+        """Of several samples `label/agreement`, the mean share that says what the vote decides. Of entities
         `label/num_entities`, those named, `label/num_missing` and `label/num_overlapping` among them, which were
         rejected. Once, `label/num_probes`, those that it gave a label, and of these `label/probe_score`, the share that
         is right, or entity F1."""
