@@ -93,7 +93,8 @@ class LabelSpace(ABC):
 
     @abstractmethod
     def carried(self, label: Label, text: str, rephrased: str) -> Label | None:
-        """The label that a text has in other words; None where something that it names is not in them."""
+        """The label that a text has in other words; None where something that it names is not in them, or more often
+        than it names it."""
 
     @abstractmethod
     def vote(self, answers: Sequence[Label | None], num_samples: int, min_agreement: float) -> Vote:
@@ -241,7 +242,9 @@ class EntityLabels(LabelSpace):
         words, told = words_of(text), spans_of(_tags(label))
         wordings = [(" ".join(words[span.start : span.end]), span.type) for span in told]
         found = locate(words_of(rephrased), wordings, any_case=False)
-        return tags_of(found.spans, len(words_of(rephrased))) if len(found.spans) == len(told) else None
+        twice = locate(words_of(rephrased), [*wordings, *wordings], any_case=False)
+        carried = len(told) == len(found.spans) == len(twice.spans)
+        return tags_of(found.spans, len(words_of(rephrased))) if carried else None
 
     def vote(self, answers: Sequence[Label | None], num_samples: int, min_agreement: float) -> Vote:
         """The entities that more than half of the samples name, `min_agreement` of them at least. There is no label

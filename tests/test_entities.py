@@ -219,3 +219,6 @@ def test_a_label_is_carried_to_other_words_as_written_only() -> None:
     labels = EntityLabels(TYPES)
     assert labels.carried((3, 0, 0), "US is big", "big is the US") == (0, 0, 0, 3)
     assert labels.carried((3, 0, 0), "US is big", "most of us know it is big") is None
+    assert labels.carried((3, 0, 0), "US is big", "a big US is the US") is None, "which one is it?"
+    assert labels.carried((3, 0, 3), "US and US", "US or US") == (3, 0, 3)
+    assert labels.carried((3, 0, 3), "US and UK", "US or US") is None
