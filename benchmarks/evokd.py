@@ -48,22 +48,23 @@ class DataSet:
     """Of the teacher."""
     min_steps: int = 100
     """Of a training; more classes take more of them."""
+    learning_rate: float = 1e-4
     entities: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
         """Sections of the configuration, in part."""
         if not self.entities:
-            return {"task": {"domain": self.domain}, "data": {}, "student": {"learning_rate": 1e-4}}
+            return {"task": {"domain": self.domain}, "data": {}}
         columns = {"text_column": "tokens", "label_column": "ner_tags"}
         task = {"kind": "ner", "domain": self.domain}
-        return {"task": task, "data": columns, "student": {"learning_rate": 2e-4}}
+        return {"task": task, "data": columns}
 
 
 SETS = {
     "sst2": DataSet(domain="movie reviews", evaluation="validation.jsonl"),
     "ag_news": DataSet(domain="news articles", evaluation="test.jsonl"),
-    "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl", min_steps=400),
+    "amazon24": DataSet(domain="product reviews", evaluation="test.jsonl", min_steps=200, learning_rate=2e-4),
     "wnut17": DataSet(
         domain="tweets",
         evaluation="test.jsonl",
@@ -71,6 +72,7 @@ SETS = {
         rows=1400,
         hidden_rows=1994,
         min_steps=200,
+        learning_rate=2e-4,
         entities=True,
     ),
 }
@@ -154,7 +156,7 @@ def write_config(name: str, folder: Path, shots: int, args: argparse.Namespace) 
         "student": {
             "model": "minilm",
             "max_length": chosen.max_length,
-            **chosen.settings["student"],
+            "learning_rate": chosen.learning_rate,
             "min_steps": chosen.min_steps,
             "batch_size": 8,
         },
