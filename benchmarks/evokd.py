@@ -93,15 +93,15 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, help="runs at a time")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all runs")
     args = parser.parse_args()
-    out, places = args.out.resolve(), []
+    out, failed = args.out.resolve(), False
     for name in args.sets.split(","):
         folder = split(name, args.data, out / "data" / name, args)
         for shots in args.shots.split(","):
-            places.append((f"{name}, {shots}-shot", out / f"{name}-{shots}"))
             config = write_config(name, folder, int(shots), args)
             with teacher(folder / "hidden.jsonl", args.error_rate) as url:
-                compare(config, places[-1][1], [*args.set, f"llm.base_url={url}"], args)
-            publish(out, places)
+                failed |= not compare(config, out / f"{name}-{shots}", [*args.set, f"llm.base_url={url}"], args)
+            publish(out)
+    sys.exit(int(failed))
 
 
 def split(name: str, data: Path, folder: Path, args: argparse.Namespace) -> Path:
@@ -178,32 +178,42 @@ def teacher(hidden: Path, error_rate: float) -> Iterator[str]:
         process.wait()
 
 
-def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespace) -> None:
+def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespace) -> bool:
+    """Whether all runs came to their end; AugGPT's may not, for want of texts that differ."""
     overrides = [part for setting in settings for part in ("--set", setting)]
     parallel = ["--parallel", str(args.parallel)] if args.parallel else []
     words = ["compare", str(config), "--methods", args.methods, "--seeds", str(args.seeds), *overrides, *parallel]
     command = [sys.executable, "-c", "import sys; from cluster.cli import main; sys.exit(main())", *words]
     environment = {"OPENAI_API_KEY": "none", **os.environ}
-    subprocess.run([*command, "--out", str(out)], check=True, env=environment)
+    code = subprocess.run([*command, "--out", str(out)], env=environment).returncode
+    if code not in (0, 1):  # 1: some run failed, the others are done
+        sys.exit(code)
+    return code == 0
 
 
-def publish(out: Path, places: list[tuple[str, Path]]) -> None:
-    """Accuracy (entity F1) per iteration, its share of full-shot, and tokens: mean and deviation over the seeds."""
+def publish(out: Path) -> None:
+    """Of all comparisons in `out`: accuracy (entity F1) per iteration, its share of full-shot, which may be of other
+    shots, and tokens: mean and deviation over the seeds."""
     pages = []
-    for title, place in places:
+    for place in sorted(path.parent for path in out.glob("*/comparison.json")):
+        name, shots = place.name.rsplit("-", 1)
         runs: dict[str, list[list[dict[str, float]]]] = {}
         for metrics in sorted(place.glob("runs/*/seed-*/metrics.jsonl")):
-            rounds = [json.loads(line) for line in metrics.read_text().splitlines()]
-            runs.setdefault(metrics.parts[-3], []).append(rounds)
-        full = np.mean([quality(rounds[-1]) for rounds in runs.get("full-shot", [])] or [np.nan])
+            if rounds := [json.loads(line) for line in metrics.read_text().splitlines()]:
+                runs.setdefault(metrics.parts[-3], []).append(rounds)
+        if not runs:
+            continue
+        full_shots = [path.read_text().splitlines() for path in out.glob(f"{name}-*/runs/full-shot/*/metrics.jsonl")]
+        full = [quality(json.loads(lines[-1])) for lines in full_shots if lines]
         iterations = max(len(rounds) for found in runs.values() for rounds in found)
         head = ["method", *(f"iteration {i}" for i in range(iterations)), "share of full-shot", "thousand tokens"]
-        lines = [f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        lines = [f"## {name}, {shots}-shot", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for method, found in runs.items():
             cells = [at(found, i) for i in range(iterations)]
             last = np.mean([quality(rounds[-1]) for rounds in found])
             tokens = np.mean([rounds[-1].get("llm/total_tokens", 0) for rounds in found]) / 1000
-            lines.append("| " + " | ".join([method, *cells, f"{100 * last / full:.0f}%", f"{tokens:.1f}"]) + " |")
+            share = f"{100 * last / np.mean(full):.0f}%" if full else ""
+            lines.append("| " + " | ".join([method, *cells, share, f"{tokens:.1f}"]) + " |")
         pages.append("\n".join(lines) + "\n")
     (out / "results.md").write_text("\n".join(pages), encoding="utf-8")
     print(out / "results.md")

@@ -43,19 +43,17 @@ CONSIDERED = 20
 """Texts of a label that the most similar one is chosen from. More of them make the chosen ones more alike, and requests
 about the same errors get the same texts."""
 
+QUOTED = r'"(?:[^"\\]|\\.)*"'
 CLASSIFIED = re.compile(
-    r'^- (?P<text>".*") is (?P<label>.+?)(?P<wrong>, the student says .+?)? \(\d+% sure\)$', re.MULTILINE
+    rf"^- (?P<text>{QUOTED}) is (?P<label>{QUOTED})(?P<wrong>, the student says {QUOTED})? \(\d+% sure\)$", re.MULTILINE
 )
 TAGGED = re.compile(
     r'^- (?P<text>".*")\n  entities: (?P<entities>.*)(?P<wrong>\n  the student says: .*)?$', re.MULTILINE
 )
-TYPE = re.compile(r'"(?:[^"\\]|\\.)*" \((?P<name>[^()]+)\)')
-ASKED = re.compile(r"^Write \d+ new .* (?:with the label|of the type) (?P<name>.+?), each different", re.MULTILINE)
+TYPE = re.compile(rf"{QUOTED} \((?P<name>[^()]+)\)")
+ASKED = re.compile(rf"^Write \d+ new .* (?:with the label|of the type) (?P<name>{QUOTED}), each ", re.MULTILINE)
 OF_TAG = re.compile(r'^- "(?P<tag>hard|easy)": \d+ that .+?: (?P<shares>\d+ with .+)$', re.MULTILINE)
-SHARE = re.compile(
-    r"(?P<count>\d+) with (?:the label|an entity of the type) (?P<name>.+?)"
-    r"(?=$|, \d+ with (?:the label|an entity of the type) )"
-)
+SHARE = re.compile(rf"(?P<count>\d+) with (?:the label|an entity of the type) (?P<name>{QUOTED})")
 SOURCE = re.compile(r'^(?P<text>".*")$', re.MULTILINE)
 KEPT = re.compile(r"^Keep these words exactly as they are: (?P<words>.*)\.$", re.MULTILINE)
 LABELED = re.compile(r'^Text (?P<number>\d+): (?P<text>".*")$', re.MULTILINE)
@@ -85,7 +83,7 @@ class Sample:
 
 def read_samples(shown: str) -> list[Sample]:
     """Those in the prompts' two forms: of a class, with entities."""
-    classified = [(found, {found["label"]}) for found in CLASSIFIED.finditer(shown)]
+    classified = [(found, {json.loads(found["label"])}) for found in CLASSIFIED.finditer(shown)]
     tagged = [(found, set(TYPE.findall(found["entities"]))) for found in TAGGED.finditer(shown)]
     return [Sample(json.loads(found["text"]), kinds, found["wrong"] is None) for found, kinds in classified + tagged]
 
@@ -93,7 +91,9 @@ def read_samples(shown: str) -> list[Sample]:
 def read_shares(said: str) -> dict[str, list[str]]:
     """The label, or type, of each hard and each easy text that a request asks for."""
     return {
-        of["tag"]: [found["name"] for found in SHARE.finditer(of["shares"]) for _ in range(int(found["count"]))]
+        of["tag"]: [
+            json.loads(found["name"]) for found in SHARE.finditer(of["shares"]) for _ in range(int(found["count"]))
+        ]
         for of in OF_TAG.finditer(said)
     }
 
@@ -180,7 +180,8 @@ class Teacher:
     def _texts(self, asked: dict[str, Any], said: str, rng: np.random.Generator) -> list[Any]:
         count, of = asked["maxItems"], ASKED.search(said)
         if of is not None:
-            rows = [row for row, taken_for in enumerate(self._taken_for) if of["name"] in taken_for]
+            name = json.loads(of["name"])
+            rows = [row for row, taken_for in enumerate(self._taken_for) if name in taken_for]
             return [self._written(self.hidden[row], asked) for row in rng.permutation(rows)[:count]]
         source, kept = SOURCE.search(said), KEPT.search(said)
         assert source is not None, "a rephrasing shows its text"

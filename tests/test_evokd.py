@@ -141,7 +141,7 @@ def test_the_labeling_conversation_knows_nothing_of_why(tmp_path: Path, monkeypa
     teacher = SimulatedTeacher()
     with serve(teacher) as server:
         run_to_end(tmp_path, server, monkeypatch, config_of())
-    assert all("with the label yes" in body["messages"][-1]["content"] for body in teacher.of("generation"))
+    assert all('with the label "yes"' in body["messages"][-1]["content"] for body in teacher.of("generation"))
     templates = {body["messages"][0]["content"] for body in teacher.of("labeling")}
     assert len(templates) == 1, "one and the same for every text"
     for body in teacher.of("labeling"):
@@ -289,7 +289,7 @@ def test_direct_generation_asks_for_every_label_in_turn(
         rounds = run_to_end(tmp_path, server, monkeypatch, config)
     assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
     said = [body["messages"][1]["content"] for body in teacher.of("generation")]
-    assert Counter(text.count("with the label yes, each") for text in said) == {0: 3, 1: 3}
+    assert Counter(text.count('with the label "yes", each') for text in said) == {0: 3, 1: 3}
     assert any("remark number 0 of 20" in text for text in said)
     assert all("student" not in text for text in said)
     rows = ledger(tmp_path)[4:]
@@ -341,6 +341,8 @@ def test_rephrased_texts_keep_their_labels(tmp_path: Path, monkeypatch: pytest.M
             "learner.name: must be none",
         ),
         ({"annotators": {"synthetic": None}}, "annotators.synthetic: missing"),
+        ({"strategy": {"name": "evokd", "temperature": 0}}, r"strategy\.temperature"),
+        ({"strategy": {"name": "direct", "temperature": 0}}, r"strategy\.temperature"),
     ],
 )
 def test_wrong_settings_are_explained(changes: dict[str, Any], expected: str) -> None:

@@ -198,6 +198,12 @@ def test_samples_are_read_with_what_they_are_of() -> None:
         Sample("Zoo", {"a name", "place"}, False),
         Sample("none", set(), True),
     ]
+    # The other of two places that read the same: an error all the same.
+    twice = {"text": "Zoo is not Zoo", "label": entities[1:], "predicted": entities[1:], "confidence": 0.5}
+    shown = Prompts().render(
+        "ner/analysis", domain="tweets", labels=("a name", "place"), wrong=[twice], right=[], analyses=()
+    )
+    assert read_samples(shown[-1].content) == [Sample("Zoo is not Zoo", {"a name"}, False)]
 
 
 def test_no_text_is_written_twice_in_a_reply_or_was_shown(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Listener:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "pattern"), [(Direct(), r"with the label class \d+, each"), (Auggpt(), r"text \d+")]
+    ("strategy", "pattern"), [(Direct(), r'with the label "class \d+", each'), (Auggpt(), r"text \d+")]
 )
 def test_turns_go_on_from_round_to_round(strategy: TeacherStrategy, pattern: str) -> None:
     """20 classes, or initial texts, and 5 labels a round, 2 in the last, of which few were bought. The last round is
@@ -106,19 +106,52 @@ def test_requests_of_a_round_share_out_the_labels(
             lists = re.findall(r'^- "(\w+)": (\d+) that .*?: (\d+ with .*)$', said, re.MULTILINE)
             assert 1 <= sum(int(total) for _, total, _ in lists) <= 7
             for tag, total, told in lists:
-                shares = re.findall(r"(\d+) with the label (class \d+)", told)
+                shares = re.findall(r'(\d+) with the label "(class \d+)"', told)
                 assert sum(int(number) for number, _ in shares) == int(total)
                 of_tag[tag].update({label: int(number) for number, label in shares})
                 covered.update(label for _, label in shares)
         if hard_share in (0.5, 1.0):
             assert len(covered) == num_labels, "each round comes to every label"
-    total = round(per_round * texts_per_label)
-    num_hard = round(total * hard_share)
-    assert of_tag["hard"].total() == 9 * num_hard
-    assert of_tag["easy"].total() == 9 * (total - num_hard)
+    total = 9 * per_round * texts_per_label
+    assert of_tag["hard"].total() == round(total * hard_share)
+    assert of_tag["easy"].total() == total - of_tag["hard"].total()
     for texts in of_tag.values():
         numbers = [texts[f"class {i}"] for i in range(num_labels)]
         assert max(numbers) - min(numbers) <= 1
+
+
+def asked_for(strategy: Evokd, num_labels: int, per_round: int, rounds: int) -> dict[str, list[list[int]]]:
+    """"hard" and "easy" -> of each round, the label of each text."""
+    found: dict[str, list[list[int]]] = {"hard": [], "easy": []}
+    for number in range(1, rounds + 1):
+        listener = Listener()
+        lesson = replace(lesson_of(num_labels, 2, round=number, budget=per_round), per_round=per_round)
+        asyncio.run(strategy.write(lesson, "it errs", listener))
+        said = "\n".join(listener.heard)
+        for tag, labels in found.items():
+            shares = re.findall(rf'^- "{tag}": .*?: (\d+ with .*)$', said, re.MULTILINE)
+            told = re.findall(r'(\d+) with the label "class (\d+)"', ", ".join(shares))
+            labels.append([int(label) for count, label in told for _ in range(int(count))])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("num_labels", "per_round", "rounds"), [(100, 32, 4), (100, 10, 10), (150, 32, 5), (50, 32, 2), (24, 6, 4)]
+)
+def test_no_label_is_left_out_where_there_are_many(num_labels: int, per_round: int, rounds: int) -> None:
+    found = asked_for(Evokd(), num_labels, per_round, rounds)
+    texts = Counter(label for labels in found.values() for of_round in labels for label in of_round)
+    assert len(texts) == min(num_labels, per_round * rounds)
+    assert max(texts.values()) - min(texts[label] for label in range(num_labels)) <= 1
+
+
+@pytest.mark.parametrize("hard_share", [0.5, 0.25, 0.7])
+@pytest.mark.parametrize("per_round", [1, 2, 5])
+def test_small_rounds_keep_the_share_of_hard_texts(hard_share: float, per_round: int) -> None:
+    found = asked_for(Evokd(hard_share=hard_share, texts_per_call=1), 2, per_round, 12)
+    num_hard = [sum(map(len, found["hard"][:rounds])) for rounds in range(1, 13)]
+    assert all(abs(number - hard_share * per_round * rounds) <= 0.5 for rounds, number in enumerate(num_hard, 1))
+    assert all(len(hard) + len(easy) == per_round for hard, easy in zip(found["hard"], found["easy"], strict=True))
 
 
 def test_a_small_last_round_writes_a_reply_full() -> None:

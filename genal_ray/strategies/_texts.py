@@ -88,7 +88,7 @@ def in_turn(first: int, count: int, num_kinds: int) -> list[int]:
 
 def turns(lesson: Lesson, num_kinds: int, texts_per_call: int) -> list[tuple[int, int]]:
     """(kind, texts) of each reply of a round, all texts of a reply of one kind. They take turns on from where the last
-    round ended, so that over the rounds no kind gets more than one text more than another."""
+    round ended, so that over full rounds no kind gets more than one text more than another."""
     first = (lesson.round - 1) * lesson.per_round
     counts = Counter(in_turn(first, lesson.num_texts(texts_per_call), num_kinds))
     return [

@@ -25,7 +25,7 @@ class Auggpt(TeacherStrategy):
 
     texts_per_call: int = Field(10, ge=1, le=200)
     """Texts asked for at a time, all of them rephrasings of one."""
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, gt=0, le=2, description="at 0 replies to like requests would be the same")
 
     @property
     def labels_itself(self) -> bool:

@@ -31,7 +31,7 @@ class Direct(TeacherStrategy):
     """merged: a text has the label that it was asked for; separate: somebody else is asked."""
     demonstrations: int = Field(4, ge=0, le=100)
     """Texts of the initial set with the label that is asked for, as examples."""
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, gt=0, le=2, description="at 0 replies to like requests would be the same")
 
     @property
     def labels_itself(self) -> bool:

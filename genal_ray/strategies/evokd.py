@@ -63,7 +63,7 @@ class Evokd(TeacherStrategy):
     """Times that the newest batch stands in the student's training set."""
     review: float = Field(1.0, ge=0, le=1)
     """Share of the earlier batches in it, drawn anew each round; the initial set is always there."""
-    temperature: float = Field(1.0, ge=0, le=2)
+    temperature: float = Field(1.0, gt=0, le=2, description="at 0 replies to like requests would be the same")
 
     @property
     def labels_itself(self) -> bool:
@@ -82,10 +82,10 @@ class Evokd(TeacherStrategy):
         )
 
     async def write(self, lesson: Lesson, analysis: str | None, teacher: Teacher) -> list[Draft]:
-        num_hard, num_easy = self._counts(lesson.num_texts(self.texts_per_call))
-        hard, easy = map(iter, self._kinds(lesson, num_hard, num_easy))
-        calls = math.ceil((num_hard + num_easy) / self.texts_per_call)
-        shares = zip(spread(num_hard + num_easy, calls), spread(num_hard, calls), strict=True)
+        hard_kinds, easy_kinds = self._kinds(lesson)
+        hard, easy, total = iter(hard_kinds), iter(easy_kinds), len(hard_kinds) + len(easy_kinds)
+        calls = math.ceil(total / self.texts_per_call)
+        shares = zip(spread(total, calls), spread(len(hard_kinds), calls), strict=True)
         requests = [(list(islice(hard, of_hard)), list(islice(easy, texts - of_hard))) for texts, of_hard in shares]
         written = await asyncio.gather(
             *(self._write(lesson, analysis, teacher, *request, number) for number, request in enumerate(requests))
@@ -101,21 +101,27 @@ class Evokd(TeacherStrategy):
         reviewed = [between[i] for i in sorted(rng.choice(len(between), size=count, replace=False))]
         return [*initial, *reviewed, *newest * self.repeats]
 
-    def _counts(self, num_labels: int) -> tuple[int, int]:
-        """Hard and easy texts for so many labels."""
-        total = math.ceil(num_labels * self.texts_per_label)
-        num_hard = round(total * self.hard_share)
-        return num_hard, total - num_hard
-
-    def _kinds(self, lesson: Lesson, num_hard: int, num_easy: int) -> tuple[list[int], list[int]]:
-        """The label, or type, of each hard and of each easy text. Both take turns, on from where the last round
-        ended; the easy ones are ahead by a round's hard ones, so that together they cover as many labels as can be."""
-        num_labels, before = len(lesson.labels.names), lesson.round - 1
-        hard_a_round, easy_a_round = self._counts(lesson.per_round)
+    def _kinds(self, lesson: Lesson) -> tuple[list[int], list[int]]:
+        """The label, or type, of each hard and of each easy text of a round. Both take turns, on from where a full
+        round before it ended; the easy ones are ahead by a round's hard ones, or by half of the labels where these are
+        more, so that two equal shares come to as many labels as can be."""
+        num_labels = len(lesson.labels.names)
+        a_round = self._num_texts(lesson.per_round)
+        before, total = (lesson.round - 1) * a_round, self._num_texts(lesson.num_texts(self.texts_per_call))
+        hard_before = self._num_hard(before)
+        num_hard = self._num_hard(before + total) - hard_before
+        ahead = max(self._num_hard(a_round), math.ceil(num_labels / 2))
         return (
-            in_turn(before * hard_a_round, num_hard, num_labels),
-            in_turn(before * easy_a_round + hard_a_round, num_easy, num_labels),
+            in_turn(hard_before, num_hard, num_labels),
+            in_turn(before - hard_before + ahead, total - num_hard, num_labels),
         )
+
+    def _num_texts(self, num_labels: int) -> int:
+        return math.ceil(num_labels * self.texts_per_label)
+
+    def _num_hard(self, num_texts: int) -> int:
+        """Of the first so many texts of a run: what is left over of a round's share goes to the next."""
+        return math.floor(num_texts * self.hard_share + 0.5)
 
     async def _write(
         self,
