@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from genal_ray.llm import Reply, Request
+from genal_ray.errors import RunError
+from genal_ray.llm import LLMError, Reply, Request
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
 
     from actors.generator import GeneratorService
+
 
 class ServedModel:
     """Satisfies `genal_ray.llm.Backend` with the run's own generator."""
@@ -21,7 +23,15 @@ class ServedModel:
 
     async def complete(self, request: Request) -> Reply:
         """Raises LLMError when the request cannot be answered, such as one longer than the model's context."""
-        return await self._service.chat(request)
+        try:
+            return await self._service.chat(request)
+        except LLMError:
+            raise
+        except RunError as error:  # no replica answers
+            raise LLMError(str(error)) from error
+
+    def delay(self) -> float:
+        return 0.0
 
     async def close(self) -> None:
         """The service goes on."""

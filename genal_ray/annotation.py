@@ -58,7 +58,8 @@ class Annotation:
     ) -> tuple[Asked, dict[str, float]]:
         """Ask about those instances that no annotator was asked about yet.
 
-        All answers are in the ledger when this returns or raises. `given` are labels by instance id that came with the
+        All answers are in the ledger when this returns or raises, but for those of a chat model in the chunk that was
+        cut off, which are in its journal. `given` are labels by instance id that came with the
         texts, so that nobody needs to be asked; `unanswered` are ids that an annotator failed on before, whose failures
         are no news. Returns what became of the instances, and `llm/*` figures where a chat model is asked, and
         annotators' `label/*`. Raises RunError when annotators fail on more than they may.

@@ -30,7 +30,7 @@ LIMITS = frozenset(
     }
 )
 """Keys that decide where, how fast and for how much the model is asked; they may change while a run is stopped. Replies
-that were had keep their questions."""
+that were had keep their questions, except that with another `max_reply_tokens` a question is another one."""
 
 
 class LLMConfig(Section):

@@ -11,7 +11,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from genal_ray.guards import collapse_metrics, fate_metrics, judge
+from genal_ray import stopping
+from genal_ray.errors import RunError
+from genal_ray.guards import collapse_metrics, fate_metrics, judge, nothing_to_label
 from genal_ray.interfaces import Progress
 from genal_ray.llm.prompts import Prompts
 from genal_ray.llm.teacher import ChatTeacher
@@ -77,6 +79,9 @@ async def write(run: Run, folder: Round, number: int, stages: dict[str, StageRes
         refusals = [error for error in teacher.outcomes[num_asked:] if error is not None]
         if refusals and len(refusals) == len(teacher.outcomes) - num_asked:
             raise refusals[-1]
+        if not drafts and stopping.is_stuck(run.store.reports()):
+            # The stage is not kept: with other limits of `llm` a run that goes on asks anew.
+            raise RunError(nothing_to_label(number, [], llm.usage.faults))
         completions = [_completion(draft, run, number, i) for i, draft in enumerate(drafts)]
         candidates = judge(
             completions,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -122,7 +123,13 @@ def check_prompt_length(
 def check_conversation_length(config: GeneratorConfig, conversations: Iterable[Sequence[Message]], reply: int) -> None:
     """Raise UserError unless the context of a generator that chats holds each conversation and `reply` tokens more."""
     tokenizer = load_tokenizer(config, "generator")
-    longest = max((len(prompt_token_ids(tokenizer, messages)) for messages in conversations), default=0)
+    try:
+        longest = max((len(prompt_token_ids(tokenizer, messages)) for messages in conversations), default=0)
+    except TemplateError as error:
+        raise UserError(
+            f"generator.model: the chat template of {config.model} does not take these conversations: {error}; "
+            "where it knows no system turn, write templates of your own without a block system (llm.prompts)"
+        ) from error
     if longest + reply > config.max_model_len:
         raise UserError(
             f"a conversation has {longest} tokens or more, and {reply} for the reply (llm.max_reply_tokens) exceed "

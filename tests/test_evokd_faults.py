@@ -81,17 +81,23 @@ def test_an_endpoint_that_refuses_every_request_ends_the_run(tmp_path: Path, mon
 def test_replies_that_are_always_cut_off_are_told_with_what_to_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """They may be changed in the run's config.yaml, and the run goes on."""
+    teacher = SimulatedTeacher()
+
     def behave(body: dict[str, Any], before: int) -> Answer:
         cut = Answer(text='{"hard": ["a rem', finish_reason="length")
-        return cut if kind(body) == "generation" else SimulatedTeacher()(body, before)
+        return cut if kind(body) == "generation" and body["max_completion_tokens"] < 400 else teacher(body, before)
 
     config = config_of(llm={"model": MODEL, "max_reply_tokens": 200, "max_asks": 1})
-    with serve(behave) as server, pytest.raises(RunError) as caught:
-        run_to_end(tmp_path, server, monkeypatch, config)
-    assert "replies truncated 6" in str(caught.value)
-    assert "strategy.texts_per_call and llm.max_reply_tokens" in str(caught.value)
-    longer = config.model_copy(update={"llm": config.llm.model_copy(update={"max_reply_tokens": 400, "max_asks": 3})})
-    assert longer.fingerprint() == config.fingerprint(), "they may be changed in the run's config.yaml"
+    longer = config.model_copy(update={"llm": config.llm.model_copy(update={"max_reply_tokens": 400})})
+    assert longer.fingerprint() == config.fingerprint()
+    with serve(behave) as server:
+        with pytest.raises(RunError) as caught:
+            run_to_end(tmp_path, server, monkeypatch, config)
+        assert "replies truncated 6" in str(caught.value)
+        assert "strategy.texts_per_call and llm.max_reply_tokens" in str(caught.value)
+        rounds = run_to_end(tmp_path, server, monkeypatch, longer)
+    assert [row["al/num_labels"] for row in rounds] == [4, 4, 4, 10, 16, 22]
 
 
 def test_a_teacher_that_writes_nothing_ends_the_run_with_a_reason(

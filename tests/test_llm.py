@@ -6,25 +6,30 @@ import asyncio
 import contextlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import MODEL, Answer, Server, serve
 
-from genal_ray.config import LLMConfig
-from genal_ray.errors import UserError
+from actors.generator import GeneratorService
+from actors.generator_chat import ServedModel
+from genal_ray.config import GeneratorConfig, LLMConfig
+from genal_ray.errors import RunError, UserError
 from genal_ray.llm import LLMError, Message, Refused, Reply, Request
 from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint, check_endpoint
 from genal_ray.llm.journal import Journal
 from genal_ray.llm.prompts import Prompts
 from genal_ray.llm.replies import Fault, Malformed, read_json
+from genal_ray.model_checks import check_conversation_length
+from genal_ray.paths import minilm_path
 from genal_ray.validation import InvalidValues, validate
 
 SCHEMA = {
@@ -133,6 +138,21 @@ def test_an_endpoint_that_stays_broken_is_told_without_the_key(tmp_path: Path, m
     assert (tmp_path / "calls.jsonl").read_text() == ""
 
 
+def test_a_word_for_a_key_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(status=500)) as server:
+        config = configured(server, monkeypatch)
+        monkeypatch.setenv("OPENAI_API_KEY", "a")
+        (error,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+    assert "HTTP 401: Error code: 401" in str(error)
+
+
+def test_a_long_pause_that_is_asked_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(status=429, headers={"Retry-After": "900"})) as server:
+        config = configured(server, monkeypatch)
+        (error,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+    assert "to be left alone for 900 s: go on with `genal-ray resume`" in str(error)
+
+
 def test_who_stops_waiting_does_not_stop_a_paid_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def behave(body: dict[str, Any], before: int) -> Answer:
         return Answer(text='{"n": 1}', wait_s=0.3)
@@ -194,6 +214,8 @@ MALFORMED: list[tuple[Fault, Answer]] = [
     (Fault.EMPTY, Answer(text=" \n\t")),
     (Fault.EMPTY, Answer(body=b"<html>busy</html>")),
     (Fault.EMPTY, Answer(body=b'{"choices": []}')),
+    (Fault.EMPTY, Answer(body=b'{"choices": {"0": 1}}')),
+    (Fault.EMPTY, Answer(body=b"[" * 100_000)),
     (Fault.EMPTY, Answer(body=b'{"choices": [{"message": {"content": [{"type": "text", "text": "{}"}]}}]}')),
     (Fault.REFUSAL, Answer(text=None, refusal="I cannot help with that")),
     (Fault.FILTERED, Answer(text="", finish_reason="content_filter")),
@@ -229,7 +251,7 @@ def test_every_kind_of_malformed_reply_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_ten_of_each_kind_and_none_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """260 malformed replies of 26 kinds and 20 good ones: each is accepted, or rejected under its name."""
+    """280 malformed replies of 28 kinds and 20 good ones: each is accepted, or rejected under its name."""
     answers = [*(answer for _, answer in MALFORMED * 10), *[Answer(text='{"n": 1}')] * 20]
 
     async def work(config: LLMConfig) -> tuple[list[int | None], LLM]:
@@ -338,6 +360,14 @@ def test_texts_are_never_templates(tmp_path: Path) -> None:
     assert Prompts(str(tmp_path)).render("classification/labeling", **values) == (
         Message(role="user", content=f"Mine: {text}"),
     )
+    (tmp_path / "base.jinja").write_text("{% block system %}You label {{ domain }}.{% endblock %}")
+    own.write_text(
+        '{% extends "base.jinja" %}{% set mine = "Mine: " ~ texts[0] %}{% block user %}{{ mine }}{% endblock %}'
+    )
+    assert Prompts(str(tmp_path)).render("classification/labeling", **values) == (
+        Message(role="system", content="You label remarks."),
+        Message(role="user", content=f"Mine: {text}"),
+    )
     escape = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     for wrong in ("{% block", *(f"{{% block user %}}{body}{{% endblock %}}" for body in ("{{ nothing }}", escape))):
         own.write_text(wrong)
@@ -345,3 +375,30 @@ def test_texts_are_never_templates(tmp_path: Path) -> None:
             Prompts(str(tmp_path)).render("classification/labeling", **values)
     with pytest.raises(UserError, match="no folder"):
         Prompts(str(tmp_path / "none"))
+
+
+def test_a_generator_without_a_replica_is_an_endpoint_that_fails() -> None:
+    class Dead:
+        async def chat(self, request: Request) -> Reply:
+            raise error
+
+    served = ServedModel(cast(GeneratorService, Dead()))
+    for error in (RunError("no replica answers"), Refused("too long")):
+        with pytest.raises(LLMError, match=str(error)) as caught:
+            asyncio.run(served.complete(request()))
+        assert isinstance(caught.value, Refused) == isinstance(error, Refused)
+
+
+def test_a_chat_template_without_system_turns_is_told_with_the_remedy(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        shutil.copy(minilm_path() / name, tmp_path / name)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}"
+        "{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
+    config = validate(GeneratorConfig, {"model": str(tmp_path), "max_model_len": 100})
+    told = (Message(role="system", content="You label."), Message(role="user", content="Text 1"))
+    check_conversation_length(config, [told[1:]], 10)
+    with pytest.raises(UserError, match=r"System role not supported; where .* without a block system \(llm\.prompts\)"):
+        check_conversation_length(config, [told], 10)

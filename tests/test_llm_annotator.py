@@ -279,6 +279,21 @@ def test_samples_that_were_had_may_decide_without_those_that_were_not(
     assert isinstance(given[1], Failed)
 
 
+def test_lost_samples_that_decide_nothing_stop_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of five samples of half of the texts: a tenth of the calls, and every text has four."""
+    seen: Counter[str] = Counter()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        text = texts_of(body)["1"]
+        seen[text] += 1
+        return Answer(status=400) if text.startswith("nicest") and seen[text] == 2 else labels(by_tone)(body, before)
+
+    items = instances(*(f"{'nicest' if i % 2 else 'nice'} {i}" for i in range(40)))
+    given, requests = annotate(behave, items, tmp_path, monkeypatch, samples=5)
+    assert given == [1] * 40
+    assert len(requests) == 200
+
+
 def test_an_endpoint_that_refuses_everything_is_soon_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,23 @@ def test_attempts_are_spaced_over_the_minute(
         asyncio.run(work())
 
 
+def test_who_ends_begins_no_call_that_waits_for_its_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(echo) as server:
+        config = configured(server, monkeypatch, requests_per_minute=2)
+
+        async def work() -> list[object]:
+            llm = LLM(config, Endpoint(config), Journal(tmp_path / "calls.jsonl").open())
+            tasks = [asyncio.ensure_future(llm.complete(request(i))) for i in range(3)]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await llm.close()
+            return await asyncio.gather(*tasks, return_exceptions=True)
+
+        replies = asyncio.run(work())
+    assert isinstance(replies[0], Reply)
+    assert [str(error) for error in replies[1:]] == ["the run ends: no further calls"] * 2
+    assert len(server.requests) == 1
+
+
 def test_a_call_larger_than_the_tokens_of_a_minute_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(echo) as server:
         config = configured(server, monkeypatch, tokens_per_minute=10)

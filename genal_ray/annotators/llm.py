@@ -214,16 +214,19 @@ class LLMLabeler:
         size, samples = self.options.texts_per_call, self.options.samples
         groups = [instances[start : start + size] for start in range(0, len(instances), size)]
         slots = asyncio.Semaphore(self.llm.config.concurrency)
-        allowed = max_failures(len(instances), self.max_error_rate)
+        allowed = max_failures(len(groups) * samples, self.max_error_rate)
         lost: dict[str, str] = {}
+        num_failed = 0
 
         async def labels_of(group: Sequence[Instance], sample: int) -> dict[str, Label | None]:
+            nonlocal num_failed
             async with slots:
                 why = "not asked, after too many calls had failed"
-                if len(lost) <= allowed:
+                if num_failed <= allowed:
                     try:
                         return await self._labels(group, sample)
                     except LLMError as error:
+                        num_failed += 1
                         why = str(error)
                 for instance in group:
                     lost.setdefault(instance.id, why)

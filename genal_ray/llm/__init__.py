@@ -94,6 +94,10 @@ class Backend(Protocol):
         """Raises LLMError when there is no answer to be had."""
         ...
 
+    def delay(self) -> float:
+        """Seconds until the first attempt of another request may begin; its place is taken."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -109,7 +109,8 @@ class LLM:
         return None
 
     async def close(self) -> None:
-        """Begin no further calls, and keep the replies of those under way: they are paid for."""
+        """Begin no further calls, and keep the replies of those under way, for which it waits a minute at most: they
+        are paid for."""
         self._closing.set()
         if self._under_way:
             await asyncio.wait(self._under_way.values(), timeout=min(self.config.timeout_s, CLOSE_TIMEOUT_S))
@@ -122,8 +123,10 @@ class LLM:
 
     async def _call(self, request: Request) -> Reply:
         async with self._slots, self._purse.call(request) as paid:
+            delay = self._backend.delay()
             if self._pace is not None:
-                delay = self._pace.delay(request.most_prompt_tokens + request.max_tokens)
+                delay = max(delay, self._pace.delay(request.most_prompt_tokens + request.max_tokens))
+            if delay:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._closing.wait(), delay)
             if self._closing.is_set():

@@ -26,6 +26,10 @@ from genal_ray.validation import suggestion
 
 CHECK_TIMEOUT_S = 10.0
 SCHEMA_NAME = "reply"
+RETRY_COUNT = "x-stainless-retry-count"
+"""Header of the `openai` client: how many attempts there were before."""
+LEAST_SECRET = 8
+"""Characters; a shorter key is a word that stands for none."""
 REFUSALS = (400, 413, 422)
 """HTTP statuses of a request that is not answered, whoever sends it: filtered, too long, not understood."""
 
@@ -99,7 +103,7 @@ class Endpoint:
         except openai.OpenAIError as error:
             self._fail(error, request.model)
         text, refusal, finish_reason, usage = "", None, "unreadable", None
-        with suppress(openai.OpenAIError, ValueError, AttributeError, IndexError, TypeError):
+        with suppress(openai.OpenAIError, ValueError, AttributeError, LookupError, TypeError, RecursionError):
             completion = raw.parse()
             usage = completion.usage
             choice = completion.choices[0]
@@ -124,9 +128,12 @@ class Endpoint:
     def _place(self) -> str:
         return redacted(str(self._client.base_url))
 
+    def delay(self) -> float:
+        return 0.0 if self._pace is None else self._pace.delay()
+
     async def _wait_for_turn(self, request: Any) -> None:
-        """Called before every attempt."""
-        if self._pace is not None:
+        """Called before every attempt; who asks has waited for the first."""
+        if self._pace is not None and request.headers.get(RETRY_COUNT) != "0":
             await asyncio.sleep(self._pace.delay())
 
     def _response_format(self, request: Request) -> Any:
@@ -138,7 +145,8 @@ class Endpoint:
         return {"type": "json_schema", "json_schema": schema}
 
     def _fail(self, error: openai.OpenAIError, model: str) -> NoReturn:
-        told = redacted(str(error).replace(self._key, HIDDEN))[:500]
+        told = str(error) if len(self._key) < LEAST_SECRET else str(error).replace(self._key, HIDDEN)
+        told = redacted(told)[:500]
         tries = self._config.max_retries + 1
         if isinstance(error, openai.APITimeoutError):
             told = f"no answer within llm.timeout_s ({self._config.timeout_s:g} s), {tries} times"
@@ -146,6 +154,8 @@ class Endpoint:
             told = f"no connection, {tries} times"
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
+            if pause := error.response.headers.get("retry-after"):  # the client waits two minutes at most
+                told += f" (it asks to be left alone for {pause[:40]} s: go on with `genal-ray resume`)"
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         kind = Refused if status in REFUSALS else LLMError
         raise kind(f"{self._place}, model {model}: {told}") from None

@@ -7,7 +7,6 @@ Texts are values, never templates: braces in them stay as they are, and template
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -22,14 +21,12 @@ from jinja2 import (
     TemplateNotFound,
     TemplateSyntaxError,
 )
-from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from genal_ray.errors import UserError
 from genal_ray.llm import Message, Role
 
 TURNS: tuple[Role, ...] = ("system", "user")
-Block = Callable[[Context], Iterator[str]]
 REMEDY = "`genal-ray prompts --copy-to DIR` writes the templates that ship"
 
 
@@ -58,8 +55,7 @@ class Prompts:
         file = f"{name}.jinja"
         try:
             template = self._environment.get_template(file)
-            turns = [(role, template.blocks[role]) for role in TURNS if role in template.blocks]
-            messages = self._fill_in(template, turns, values)
+            messages = self._fill_in(template, values)
         except Exception as error:  # a template may do whatever its sandbox allows
             raise UserError(f"llm.prompts: {_place(error, file)}: {_told(error)}; {REMEDY}") from error
         if not messages:
@@ -67,11 +63,12 @@ class Prompts:
             raise UserError(f"llm.prompts: {where}: neither a block system nor a block user; {REMEDY}")
         return messages
 
-    def _fill_in(
-        self, template: Template, turns: Sequence[tuple[Role, Block]], values: dict[str, Any]
-    ) -> tuple[Message, ...]:
+    def _fill_in(self, template: Template, values: dict[str, Any]) -> tuple[Message, ...]:
         try:
             context = template.new_context(values)
+            for _ in template.root_render_func(context):
+                pass  # what is inherited, and what is set outside of the blocks, is now in the context
+            turns = [(role, context.blocks[role][0]) for role in TURNS if role in context.blocks]
             return tuple(Message(role=role, content="".join(block(context)).strip()) for role, block in turns)
         except Exception:
             self._environment.handle_exception()  # raised again, with the template's lines in its traceback
