@@ -66,8 +66,7 @@ class Prompts:
     def _fill_in(self, template: Template, values: dict[str, Any]) -> tuple[Message, ...]:
         try:
             context = template.new_context(values)
-            for _ in template.root_render_func(context):
-                pass  # what is inherited, and what is set outside of the blocks, is now in the context
+            "".join(template.root_render_func(context))  # into it come inherited blocks, and what is set outside
             turns = [(role, context.blocks[role][0]) for role in TURNS if role in context.blocks]
             return tuple(Message(role=role, content="".join(block(context)).strip()) for role, block in turns)
         except Exception:
