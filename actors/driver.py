@@ -11,6 +11,7 @@ import os
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from actors.generator import GeneratorService
@@ -23,8 +24,8 @@ from actors.together import together
 from actors.warmup import warmed_up
 from actors.weights import resolve_backend
 from genal_ray import loop
-from genal_ray.annotation import Annotation, Origin
-from genal_ray.annotators import Labeler, Setting
+from genal_ray.annotation import Annotation, Origin, origins_probed
+from genal_ray.annotators import Annotator, Labeler, Setting
 from genal_ray.budget import resolve_budget
 from genal_ray.config import LLMConfig, RunConfig, parse_config
 from genal_ray.config_yaml import read_document
@@ -76,7 +77,7 @@ class Driver:
         except (Stopped, asyncio.CancelledError):
             self._watch.ended(State.STOPPED)
         except CapReached as error:
-            self._watch.ended(State.STOPPED, reason=f"{error}; raise it in {self._store.place}/config.yaml to go on")
+            self._watch.ended(State.STOPPED, reason=str(error))
         except Exception as error:
             await in_thread(self._store.record_failure, redacted(traceback.format_exc()))
             self._watch.ended(State.FAILED, error=redacted(str(error)))
@@ -187,20 +188,23 @@ class Driver:
         return LLM(config, Endpoint(config), journal)
 
     def _annotation(self, corpus: Corpus, ledger: Ledger, llm: LLM | None) -> Annotation:
-        annotators = {"real": self._config.annotators.real, "synthetic": self._config.annotators.synthetic}
+        annotators: dict[Origin, Annotator | None] = {
+            "real": self._config.annotators.real,
+            "synthetic": self._config.annotators.synthetic,
+        }
         setting = Setting(
             domain=self._config.task.domain,
             folder=build_task(self._config.task).folder,
             seed=self._config.seed,
             llm=llm,
-            probed=any("label/num_probes" in report.metrics for report in self._store.reports()),
             max_error_rate=self._config.guards.max_error_rate,
         )
+        probed = origins_probed(self._store.reports())
         labelers: dict[Origin, tuple[str, Labeler]] = {}
-        for origin in ("real", "synthetic"):
-            annotator = annotators[origin]
+        for origin, annotator in annotators.items():
             if annotator is not None:
-                labelers[origin] = (annotator.name, annotator.load(corpus, setting))
+                mine = replace(setting, probed=origin in probed)
+                labelers[origin] = (annotator.name, annotator.load(corpus, mine))
         self._store.write_record(
             "annotators.json",
             {o: {"name": name, "accuracy": labeler.accuracy} for o, (name, labeler) in labelers.items()},

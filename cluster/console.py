@@ -90,22 +90,33 @@ def view(to: Console) -> View:
     return TerminalView(to) if to.is_terminal else PlainView(to)
 
 
+class News:
+    """Tells each note of a run once."""
+
+    def __init__(self) -> None:
+        self._told: tuple[str, ...] = ()
+
+    def of(self, status: RunStatus) -> tuple[str, ...]:
+        """The notes that were not there before."""
+        known = len(self._told) if status.notes[: len(self._told)] == self._told else 0  # another driver began anew
+        self._told = status.notes
+        return status.notes[known:]
+
+
 class PlainView:
     """One line per round, as it is committed."""
 
     def __init__(self, to: Console) -> None:
         self._console = to
         self._shown = -1
-        self._noted: tuple[str, ...] = ()
+        self._news = News()
 
     def say(self, text: str) -> None:
         self._console.print(plain(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
-        known = len(self._noted) if status.notes[: len(self._noted)] == self._noted else 0  # another driver began anew
-        for note in status.notes[known:]:
+        for note in self._news.of(status):
             self.say(note)
-        self._noted = status.notes
         for report in status.reports:
             if report.round > self._shown:
                 cells = ", ".join(
@@ -113,7 +124,8 @@ class PlainView:
                     for (name, _, _), cell in zip(_COLUMNS, _cells(report), strict=True)
                     if cell != "-"
                 )
-                self.say(f"round {report.round} of {status.num_rounds}: {cells}")
+                of = f" of {status.num_rounds}" if report.round <= status.num_rounds else ""  # some buy fewer labels
+                self.say(f"round {report.round}{of}: {cells}")
                 self._shown = report.round
 
     def close(self) -> None:
@@ -121,9 +133,10 @@ class PlainView:
 
 
 class TerminalView:
-    """The table of rounds so far, and below it a bar for each stage in progress."""
+    """The table of rounds so far, and below it a bar for each stage in progress. Notes stay above."""
 
     def __init__(self, to: Console) -> None:
+        self._news = News()
         self._status = RunStatus(state=State.STARTING, round=0, num_rounds=0, num_labels=0, budget=0)
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=to
@@ -136,6 +149,8 @@ class TerminalView:
         self._live.console.print(plain(text), soft_wrap=True)
 
     def update(self, status: RunStatus) -> None:
+        for note in self._news.of(status):
+            self.say(note)
         self._status = status
         current = {(status.round, stage.name): stage for stage in status.stages}
         for key in self._tasks.keys() - current.keys():
@@ -156,7 +171,7 @@ class TerminalView:
         status = self._status
         line = f"{status.state}, {status.num_labels} of {status.budget} labels"
         rows = [rounds_table(status.reports)] if status.reports else []
-        return Group(*(plain(note) for note in status.notes), *rows, line, self._bars)
+        return Group(*rows, line, self._bars)
 
 
 class ComparisonView:
@@ -196,12 +211,12 @@ class ConsoleComparisonView(ComparisonView):
 def show_summary(to: Console, summary: Summary, directory: Path) -> None:
     """The methods of a comparison side by side, in %, and where the rest is."""
     shares = [f"{share}%" for share in SHARES]
-    heads = ("method", "runs", *(f"at {share}" for share in shares), "AUC", "AUC - random")
+    heads = ("method", "runs", *(f"at {share}" for share in shares), "at the end", "AUC", "AUC - random")
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for method in summary.methods:
-        figures = [*method.quality.values(), method.auc]
+        figures = [*method.quality.values(), method.final, method.auc]
         cells = ["-" if f is None else percent(f.mean, f.std) + method.of_seeds(f) for f in figures]
         gain = method.auc_gain
         gained = "-" if gain is None else f"{100 * gain.mean:+.2f}{method.of_seeds(gain)}"
@@ -247,6 +262,8 @@ def show_outcome(
         f"metrics         {directory}/metrics.jsonl",
         f"curves          tensorboard --logdir {directory}/tensorboard",
     ]
+    if status.state is State.STOPPED and status.reason:
+        lines.append(f"raise it in     {url or directory}/config.yaml, then")
     if status.state in (State.STOPPED, State.FAILED):
         lines.append(f"go on           {again or f'genal-ray resume {url or directory}'}")
     elif status.state is not State.DONE:

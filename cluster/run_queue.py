@@ -16,7 +16,7 @@ from typing import Any
 from actors.backoff import wait_s
 from cluster import contact
 from cluster.comparison import Comparison, Job, check_place
-from cluster.console import ComparisonView
+from cluster.console import ComparisonView, News
 from cluster.interrupts import Interrupts, interrupts
 from cluster.launch import clean_up, record_budget, start_driver
 from cluster.pulse import DriverLost, Pulse
@@ -43,6 +43,7 @@ class Active:
     """The last that was told."""
     ended: bool = False
     """Whether `work` is done; what the driver tells after that is final."""
+    news: News = field(default_factory=News)
 
     @property
     def num_labels(self) -> int:
@@ -170,7 +171,10 @@ def _look(comparison: Comparison, active: Active, work: Work, view: ComparisonVi
 
     job, failed = active.job, True
     try:
-        if not active.is_over():
+        over = active.is_over()
+        for note in active.news.of(active.status) if active.status is not None else ():
+            view.say(f"{job.title}: {note}")
+        if not over:
             return
         _tell(active, work, view)
         failed = False
@@ -198,8 +202,9 @@ def _tell(active: Active, work: Work, view: ComparisonView) -> None:
         found = f"{QUALITY[quality_metric(last)]} {quality(last):.4f}"
         view.say(f"{job.title}: {status.num_labels} labels, {found}; {status.reason}")
     elif status.reason is not None:  # not by the user: a cap on the chat model was reached
-        work.failures[job.method, job.seed] = status.reason
-        view.say(f"{job.title} stopped: {status.reason}")
+        why = f"{status.reason}; raise it with --set in the command that goes on"
+        work.failures[job.method, job.seed] = why
+        view.say(f"{job.title} stopped: {why}")
     else:
         view.say(f"{job.title} stopped, as it was asked to")
 

@@ -4,7 +4,7 @@ fails on costs no other answer."""
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from genal_ray.annotators import Answer, Audited, Failed, Labeler
@@ -14,7 +14,7 @@ from genal_ray.interfaces import Progress
 from genal_ray.ledger import Declined, Ledger
 from genal_ray.llm import CapReached
 from genal_ray.tolerance import MAX_ERROR_RATE, refuse_too_many
-from genal_ray.types import Asked, Instance, Label, LabeledInstance
+from genal_ray.types import Asked, Instance, Label, LabeledInstance, RoundReport
 
 if TYPE_CHECKING:
     from genal_ray.llm.client import LLM
@@ -27,6 +27,12 @@ CHUNK_SIZE = 256
 
 WRITER = "writer"
 """In the ledger, who gave a label that came with its text."""
+
+
+def origins_probed(reports: Iterable[RoundReport]) -> set[Origin]:
+    """Whose annotators committed rounds have probed: that of real instances in the first, which has no others."""
+    rounds = [report.round for report in reports if "label/num_probes" in report.metrics]
+    return {"synthetic" if round else "real" for round in rounds}
 
 
 class Annotation:
@@ -134,10 +140,10 @@ async def _answers(name: str, labeler: Labeler, chunk: Sequence[Instance]) -> Se
     return answers
 
 
-def _joined(audits: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Counts are added up, shares averaged."""
+def _joined(audits: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """The figures of all annotators together."""
     joined: dict[str, float] = {}
     for name in {name: None for audit in audits for name in audit}:
-        values = [audit[name] for audit in audits if name in audit]
+        values = [value for audit in audits for value in audit.get(name, ())]
         joined[name] = sum(values) if name.startswith("label/num_") else sum(values) / len(values)
     return joined

@@ -141,14 +141,18 @@ def unscorable(candidates: Sequence[Candidate], failed: Container[str]) -> list[
 
 
 def fate_metrics(candidates: Sequence[Candidate]) -> dict[str, float]:
-    """`gen/num_<fate>` for every fate, and the mean length of completions in tokens."""
+    """`gen/num_<fate>` for every fate."""
     counts = Counter(candidate.fate for candidate in candidates)
-    num_tokens = sum(len(candidate.completion.token_ids) for candidate in candidates)
+    return {"gen/num_completions": len(candidates), **{f"gen/num_{fate}": counts[fate] for fate in Fate}}
+
+
+def length_metrics(completions: Sequence[Completion], seconds: float) -> dict[str, float]:
+    """Lengths of a generator's completions in tokens, which took so many seconds."""
+    num_tokens = sum(len(completion.token_ids) for completion in completions)
     return {
-        "gen/num_completions": len(candidates),
         "gen/num_tokens": num_tokens,
-        "gen/mean_tokens": num_tokens / max(len(candidates), 1),
-        **{f"gen/num_{fate}": counts[fate] for fate in Fate},
+        "gen/mean_tokens": num_tokens / max(len(completions), 1),
+        "gen/tokens_per_s": num_tokens / seconds,
     }
 
 

@@ -30,7 +30,7 @@ from genal_ray.committing import commit, prune
 from genal_ray.config import RunConfig
 from genal_ray.corpus import Corpus
 from genal_ray.errors import RunError
-from genal_ray.guards import collapse_metrics, fate_metrics, judge, nothing_to_label
+from genal_ray.guards import collapse_metrics, fate_metrics, judge, length_metrics, nothing_to_label
 from genal_ray.interfaces import Generator, Learner, Progress, Scorer, Student
 from genal_ray.labeling import annotate, label
 from genal_ray.llm.client import LLM
@@ -149,7 +149,7 @@ def _exhausted(run: Run) -> str:
     passed = len(pool) - failed - sum(item.instance.origin == "real" for item in run.pools.labeled)
     left = {"that failed": failed, "that the annotator passed on": passed}
     exceptions = " and ".join(f"{number} {why}" for why, number in left.items() if number)
-    return f"every instance of the pool is labeled{f' but {exceptions}' if exceptions else ''}"
+    return stopping.EXHAUSTED + (f" but {exceptions}" if exceptions else "")
 
 
 async def run_initial_round(run: Run) -> StudentFit:
@@ -252,9 +252,8 @@ async def _generate(run: Run, number: int, progress: Progress) -> tuple[list[Can
     candidates = await asyncio.to_thread(
         judge, completions, run.parts.task, run.pools, round=number, guards=run.config.guards
     )
-    metrics = fate_metrics(candidates) | collapse_metrics(candidates, run.parts.task)
-    metrics["gen/tokens_per_s"] = metrics["gen/num_tokens"] / seconds
-    return candidates, metrics
+    metrics = fate_metrics(candidates) | length_metrics(completions, seconds)
+    return candidates, metrics | collapse_metrics(candidates, run.parts.task)
 
 
 async def _score(
@@ -276,9 +275,12 @@ async def _reward(
     candidates: Sequence[Candidate],
     scored: StageResult[Scores],
 ) -> StageResult[Scores] | None:
-    """Scores that reward the generator: the selecting ones where they are the same, or a stage of their own."""
+    """Scores that reward the generator: the selecting ones where they are the same, or a stage of their own. None where
+    it is not rewarded, such as one that a strategy converses with."""
     function = run.config.reward_function
     if run.parts.generator is None or not isinstance(function, Pointwise):
+        return None
+    if not isinstance(run.config.strategy, PolicyStrategy):
         return None
     if function == run.config.selector and run.config.reward.timing == "pre":
         return scored

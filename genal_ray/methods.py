@@ -21,9 +21,11 @@ from genal_ray.acquisition import Acquisition
 from genal_ray.config import RunConfig
 from genal_ray.config_yaml import read_document
 from genal_ray.errors import UserError
+from genal_ray.strategies import Strategy, TeacherStrategy
 from genal_ray.validation import suggestion
 
 _PACKAGE = "genal_ray.acquisition"
+_STRATEGIES = "genal_ray.strategies"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PIECE = re.compile(
     r"""(?<=[=\[{,:\s])(?:"(?:\\.|[^"\\])*"|'(?:''|[^'])*')  # a quoted string, where YAML would begin one
@@ -48,18 +50,43 @@ class Method:
     """Whether it writes with a chat model, which may be the configuration's generator."""
 
     def settings(self, base: RunConfig) -> list[str]:
-        """The overrides that make `base` this method: a chat model that is its generator stays, and so do the options
-        of its strategy where that is the method's."""
-        if not self.chats:
-            return list(self.overrides)
+        """The overrides that make `base` this method, with what both have in common.
+
+        One that chats keeps a chat model that is the generator and, where its strategy is that of `base`, the options
+        of that and what its texts are chosen by. One that generates keeps those options of the strategy of `base` that
+        its own has too.
+        """
+        if self.chats:
+            return self._chatting(base)
+        return self._generating(base) if self.generates else list(self.overrides)
+
+    def _chatting(self, base: RunConfig) -> list[str]:
         served = base.llm is not None and base.llm.backend == "generator"
+        own = False
         found: list[str] = []
         for setting in self.overrides:
             key, _, value = setting.partition("=")
             if key == "strategy" and (options := read_document(value, setting).values)["name"] == base.strategy.name:
+                own = True
                 found += [f"strategy.{name}={json.dumps(option)}" for name, option in options.items() if name != "name"]
+            elif own and key == "acquisition":
+                pass
             elif served and key == "generator":
                 found.append("warmup=null")  # it would be for prompts
+            else:
+                found.append(setting)
+        return found
+
+    def _generating(self, base: RunConfig) -> list[str]:
+        """What a chat model writes is chosen at random as a rule; a generator cannot learn from that."""
+        chatted = isinstance(base.strategy, TeacherStrategy)
+        found = ["acquisition=signal"] if chatted and base.acquisition.name == "random" else []
+        for setting in self.overrides:
+            key, _, name = setting.partition("=")
+            if key == "strategy.name" and name != base.strategy.name:
+                known = {*registry.find(_STRATEGIES, Strategy, name).model_fields} if not chatted else set[str]()
+                kept = base.strategy.model_dump(mode="json", exclude_unset=True, include=known)
+                found.append(f"strategy={json.dumps(kept | {'name': name})}")
             else:
                 found.append(setting)
         return found

@@ -26,7 +26,7 @@ from genal_ray.model_checks import (
 from genal_ray.prompt_preview import conversations_of
 from genal_ray.resume import check_state
 from genal_ray.store import RunDirectory
-from genal_ray.strategies import PolicyStrategy
+from genal_ray.strategies import PolicyStrategy, TeacherStrategy
 from genal_ray.tasks import Task, build_task
 from genal_ray.warmup import check_warmup
 
@@ -151,8 +151,14 @@ def _notes(config: RunConfig, corpus: Corpus, budget: Budget) -> list[str]:
         )
     if config.learns and not config.learner.kl.coefficient and any(r.action != "pause" for r in config.guards.rules):
         notes.append("learner.kl.coefficient is 0: rules of guards that raise it have no effect")
+    strategy, labeler = config.strategy, config.annotators.synthetic
+    if isinstance(strategy, TeacherStrategy) and not strategy.labels_itself and labeler and not labeler.asks_llm:
+        notes.append(
+            f"what the chat model writes is labeled by annotators.synthetic={labeler.name}; with llm it would be by "
+            "the chat model, in a conversation of its own"
+        )
     asked = share_or_count(config.budget.total, len(corpus.pool))
-    if not config.labels_synthetic and asked > len(corpus.pool):
+    if not config.labels_synthetic and asked > len(corpus.pool) == budget.total:
         notes.append(
             f"budget.total is {asked} labels, the pool has {len(corpus.pool)} instances and nothing synthetic is "
             "labeled: the run ends with the pool"

@@ -87,7 +87,8 @@ def conversations_of(config: RunConfig, corpus: Corpus, task: Task) -> list[Conv
         asyncio.run(_teach(config.strategy, replace(lesson, analyses=(ANALYSIS,)), later))  # what round 2 says besides
     elif isinstance(config.strategy, PolicyStrategy) and config.generator is not None:
         conversations.append(_policy_prompt(config, config.strategy, corpus, task))
-    for annotator in (config.annotators.real, config.annotators.synthetic):
+    labeled_by_writer = isinstance(config.strategy, TeacherStrategy) and config.strategy.labels_itself
+    for annotator in (config.annotators.real, None if labeled_by_writer else config.annotators.synthetic):
         if isinstance(annotator, LLMAnnotator):
             conversations.append(_labeling(annotator, prompts, config, corpus))
     return conversations

@@ -41,8 +41,8 @@ class RunStatus:
     reports: tuple[RoundReport, ...] = ()
     """Committed rounds, oldest first."""
     notes: tuple[str, ...] = ()
-    """Sentences about what was done before the rounds."""
+    """Sentences about what the user should know, oldest first."""
     reason: str | None = None
-    """What ended a run that is done, or stopped one that nobody asked to stop; of one at work whose driver could not be
-    asked, why not."""
+    """What ended a run that is done, or the cap that stopped one that nobody asked to stop; of one at work whose driver
+    could not be asked, why not."""
     error: str | None = None

@@ -17,6 +17,9 @@ from genal_ray.evaluation import QUALITY, quality, quality_metric
 from genal_ray.sampling import permutation
 from genal_ray.types import RoundReport, Text
 
+EXHAUSTED = "every instance of the pool is labeled"
+"""How the reason of a run begins that ended with the pool."""
+
 STOP_SET_SIZE = 2000
 """At most so many texts: the size for which Bloodgood and Vijay-Shanker found kappa to be stable."""
 

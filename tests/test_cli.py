@@ -182,6 +182,9 @@ def test_prompts_are_shown_with_the_data_of_the_configuration(
     assert [len(c["messages"]) for c in conversations] == [2, 4, 2]
     assert "customer messages" in conversations[0]["messages"][1]["content"]
     assert list(conversations[2]["schema"]["properties"]) == ["1", "2"]
+    assert main(["prompts", "demo", *evokd, "--set", "strategy.labeling=merged", "--json"]) == 0
+    merged = json.loads(capsys.readouterr().out)["conversations"]
+    assert [c["purpose"] for c in merged] == ["analysis", "generation"], "labels come with the texts"
     assert main(["prompts", "--copy-to", str(tmp_path)]) == 0
     (tmp_path / "classification" / "labeling.jinja").write_text("{% block user %}label {{ texts[0] }}{% endblock %}")
     capsys.readouterr()

@@ -38,18 +38,27 @@ def curve(method: str, seed: int, accuracies: Sequence[float], *, step: int = 10
 
 
 def make_run(
-    directory: Path, method: str, seed: int, accuracies: Sequence[float], *, done: bool = True, seconds: float = 1.0
+    directory: Path,
+    method: str,
+    seed: int,
+    accuracies: Sequence[float],
+    *,
+    done: bool = True,
+    seconds: float = 1.0,
+    outcome: str = "the budget is spent",
+    last: int = 10,
 ) -> RunDirectory:
-    """A run directory of the demo with a round for each accuracy, 10 labels each."""
+    """A run directory of the demo with a round for each accuracy, 10 labels each, in the last one `last`."""
     total = POOL if method == "random" else 2 * POOL
     run = RunDirectory(run_path(directory, method, seed))
     run.create(load_config("demo", [*find_method(method).overrides, f"seed={seed}"]))
     run.write_record("budget.json", {"initial": 10, "per_round": 10, "total": total, "pool_size": POOL})
     for i, accuracy in enumerate(accuracies):
-        metrics = {"al/num_labels": 10.0 * (i + 1), "al/accuracy": accuracy, "al/macro_f1": accuracy / 2}
+        num_labels = 10.0 * i + (last if i == len(accuracies) - 1 else 10)
+        metrics = {"al/num_labels": num_labels, "al/accuracy": accuracy, "al/macro_f1": accuracy / 2}
         run.commit(RoundReport(round=i, metrics={**metrics, "timing/round": seconds}))
     if done:
-        run.record_outcome("the budget is spent")
+        run.record_outcome(outcome)
     return run
 
 

@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from test_comparison import WHOLE, curve, description, fill, make_run
 
-from genal_ray.comparison.curves import COLUMNS, read_curves, write_curves
+from genal_ray.comparison.curves import COLUMNS, by_seed, read_curves, write_curves
 from genal_ray.comparison.figure import _styles, draw, mean_curve, save
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.comparison.readme import installed_versions, readme, summary_table
-from genal_ray.comparison.runs import points_of, read_runs
+from genal_ray.comparison.runs import drawn_points, points_of, read_runs
 from genal_ray.comparison.summary import summarise, tokens_per_point, write_summary
 from genal_ray.methods import method_names
 from genal_ray.report import write_report
+from genal_ray.stopping import EXHAUSTED
 
 # figure
 
@@ -46,6 +47,25 @@ def test_seeds_that_buy_unequal_numbers_are_averaged_where_they_have_as_many_lab
     share, mean, _ = mean_curve([few, many])
     np.testing.assert_allclose(share, [20, 40, 60, 80, 100, 120])
     np.testing.assert_allclose(mean, [50, 55, 60, 65, 80, 90])
+
+
+def test_the_end_of_a_mean_is_that_of_all_finished_seeds(tmp_path: Path) -> None:
+    """Texts that are dropped leave some seeds a label or two short of the others."""
+    make_run(tmp_path, "signal", 0, [0.5, 0.7])
+    make_run(tmp_path, "signal", 1, [0.4, 0.5], last=8)
+    make_run(tmp_path, "signal", 2, [0.9], done=False)
+    points = drawn_points(read_runs(tmp_path, ["signal"], [0, 1, 2]))
+    share, mean, std = mean_curve(list(by_seed(points, "signal").values()))
+    np.testing.assert_allclose(share, [20, 36, 40])
+    np.testing.assert_allclose(mean, [60, (66 + 50) / 2, (70 + 50) / 2])
+    assert std[-1] == pytest.approx(20 / math.sqrt(2))
+
+
+@pytest.mark.parametrize(("reach", "marked"), [(0.095, False), (0.98, True)])
+def test_the_whole_pool_is_marked_where_curves_come_near_it(reach: float, marked: bool) -> None:
+    points = [replace(point, fraction=reach * (i + 1) / 2) for i, point in enumerate(curve("evokd", 0, [0.5, 0.7]))]
+    (axes,) = draw({"x": points}).axes
+    assert (axes.get_xlim()[1] > 90) == marked
 
 
 def test_every_method_has_its_own_style() -> None:
@@ -129,6 +149,37 @@ def test_outputs_of_a_begun_comparison_show_all_rounds_and_count_finished_runs(t
     assert len(read_curves(tmp_path / "curves.csv")) == 2 * 5 + 10 + 2
 
 
+def test_a_run_that_ended_with_the_pool_counts_at_100_percent(tmp_path: Path) -> None:
+    """Whatever the annotator passed on: else all others would lose their difference to random there."""
+    for seed in (0, 1):
+        why = f"{EXHAUSTED} but 1 that the annotator passed on"
+        make_run(tmp_path, "random", seed, [0.5, 0.5, 0.5, 0.5, 0.6], outcome=why, last=9)
+        make_run(tmp_path, "signal", seed, [0.5, 0.6, 0.6, 0.6, 0.7, 0.8, 0.8])
+    summary = write_outputs(tmp_path, description())
+    random, signal = summary.methods
+    assert random.quality[100] is not None
+    assert random.quality[100].mean == pytest.approx(0.6)
+    assert signal.quality_gain is not None
+    assert signal.quality_gain.mean == pytest.approx(0.1)
+    assert [point.fraction for point in read_curves(tmp_path / "curves.csv")][4] == 49 / 50
+
+
+def test_the_summary_tells_the_end_of_curves_that_reach_no_share(tmp_path: Path) -> None:
+    points = [
+        replace(point, fraction=point.fraction / 10)
+        for seed in (0, 1)
+        for point in curve("evokd", seed, [0.4, 0.5 + seed / 10])
+    ]
+    summary = summarise(points)
+    assert "| evokd | 2 | – | – | – | 55.00 ± 7.07 |" in summary_table(summary)
+    write_summary(tmp_path / "summary.csv", summary)
+    with (tmp_path / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert (float(row["accuracy_final_mean"]), row["accuracy_final_num_seeds"]) == (pytest.approx(0.55), "2")
+    (tmp_path / "comparison.json").write_text("{}")
+    assert "0.5500 ± 0.0707" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
 def test_figures_of_some_seeds_say_of_how_many(tmp_path: Path) -> None:
     points = [
         *(point for seed in (0, 1) for point in curve("random", seed, [0.5] * 5)),
@@ -136,7 +187,7 @@ def test_figures_of_some_seeds_say_of_how_many(tmp_path: Path) -> None:
         *curve("entropy", 1, [0.6] * 4),
     ]
     summary = summarise(points)
-    assert "| 60.00 ± 0.00 | 60.00 (1 of 2) | – |" in summary_table(summary)
+    assert "| 60.00 ± 0.00 | 60.00 (1 of 2) | – | 60.00 ± 0.00 |" in summary_table(summary)
     assert "| +10.00 (1 of 2) |" in summary_table(summary)
     write_summary(tmp_path / "summary.csv", summary)
     (tmp_path / "comparison.json").write_text("{}")

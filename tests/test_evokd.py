@@ -137,6 +137,23 @@ def test_a_run_spends_the_budget_on_written_texts(tmp_path: Path, monkeypatch: p
         assert row["teach/batch_score"] * 6 == row["teach/hard_score"] * 3 + row["teach/easy_score"] * 3
 
 
+def test_texts_of_a_chat_model_have_no_length_in_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokens are those of whole replies: `llm/num_tokens`."""
+    with serve(SimulatedTeacher()) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of())
+    assert rounds[1]["gen/num_completions"] == 6
+    assert not {"gen/num_tokens", "gen/mean_tokens"} & set(rounds[1])
+
+
+def test_a_generator_that_chats_is_given_no_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the scores by which its texts are chosen, at random here, nothing is told as if it were one."""
+    served = {"generator": {"model": "unused"}, "llm": {"backend": "generator", "max_reply_tokens": 200}}
+    with serve(SimulatedTeacher()) as server:
+        rounds = run_to_end(tmp_path, server, monkeypatch, config_of(**served))
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+    assert not [name for row in rounds for name in row if name.startswith("rl/")]
+
+
 def test_the_labeling_conversation_knows_nothing_of_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = SimulatedTeacher()
     with serve(teacher) as server:

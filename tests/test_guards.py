@@ -10,7 +10,15 @@ import pytest
 from fakes import PlainTask
 
 from genal_ray.config import GuardsConfig, RewardConfig
-from genal_ray.guards import collapse_metrics, distinct, fate_metrics, judge, label_metrics, normalized_entropy
+from genal_ray.guards import (
+    collapse_metrics,
+    distinct,
+    fate_metrics,
+    judge,
+    label_metrics,
+    length_metrics,
+    normalized_entropy,
+)
 from genal_ray.labels import Classes
 from genal_ray.near_duplicates import ShingledTexts, _likely, _rarest_first
 from genal_ray.pools import Pools
@@ -80,7 +88,9 @@ def test_repeats_within_a_batch_are_duplicates(pools: Pools) -> None:
     assert [c.fate for c in candidates] == [Fate.KEPT, Fate.DUPLICATE]
     metrics = fate_metrics(candidates)
     assert metrics["gen/num_kept"] == metrics["gen/num_duplicate"] == 1
-    assert metrics["gen/num_tokens"] == 4
+    assert length_metrics([completion("new one"), completion("New")], seconds=0.5) == {
+        "gen/num_tokens": 4, "gen/mean_tokens": 2.0, "gen/tokens_per_s": 8.0,
+    }  # fmt: skip
     assert sum(metrics[f"gen/num_{fate}"] for fate in Fate) == metrics["gen/num_completions"]
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openai_server import MODEL, Answer, Behaviour, labels, serve, texts_of
 
-from genal_ray.annotation import CHUNK_SIZE, Annotation
+from genal_ray.annotation import CHUNK_SIZE, Annotation, _joined, origins_probed
 from genal_ray.annotators import Answer as Given
 from genal_ray.annotators import Audited, Failed, Setting
 from genal_ray.annotators.llm import LLMAnnotator
@@ -26,7 +26,7 @@ from genal_ray.llm.client import LLM
 from genal_ray.llm.endpoint import Endpoint
 from genal_ray.llm.journal import Journal
 from genal_ray.pools import Pools
-from genal_ray.types import Asked, Instance
+from genal_ray.types import Asked, Instance, RoundReport
 from genal_ray.validation import validate
 
 NAMES = ("bad", "good")
@@ -230,7 +230,7 @@ def test_samples_are_audited_where_there_are_several(tmp_path: Path, monkeypatch
         monkeypatch.setenv("OPENAI_API_KEY", server.key)
         config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url})
 
-        async def audit(samples: int) -> dict[str, float]:
+        async def audit(samples: int) -> Mapping[str, Sequence[float]]:
             llm = LLM(config, Endpoint(config), Journal(tmp_path / f"{samples}.jsonl").open())
             labeler = LLMAnnotator(samples=samples).load(corpus(), Setting(domain="reviews", seed=0, llm=llm))
             assert isinstance(labeler, Audited)
@@ -239,7 +239,24 @@ def test_samples_are_audited_where_there_are_several(tmp_path: Path, monkeypatch
             return labeler.audit()
 
         assert asyncio.run(audit(1)) == {}
-        assert asyncio.run(audit(3)) == {"label/agreement": pytest.approx((1 + 2 / 3) / 2)}
+        assert asyncio.run(audit(3)) == {"label/agreement": pytest.approx([1, 2 / 3])}
+
+
+def test_figures_of_several_annotators_are_over_all_texts() -> None:
+    """One real text on which the samples agree weighs no more than each of 29 written ones on which they do not."""
+    real = {"label/agreement": [1.0], "label/num_entities": [2.0]}
+    written = {"label/agreement": [0.6] * 29, "label/num_entities": [40.0], "label/num_probes": [3.0]}
+    assert _joined([real, written]) == {
+        "label/agreement": pytest.approx((1 + 29 * 0.6) / 30), "label/num_entities": 42.0, "label/num_probes": 3.0,
+    }  # fmt: skip
+
+
+def test_each_annotator_is_probed_once_though_the_run_goes_on() -> None:
+    probed = {"label/num_probes": 20.0}
+    rounds = [RoundReport(round=number, metrics=metrics) for number, metrics in enumerate((probed, {}, probed))]
+    assert origins_probed(rounds[:2]) == {"real"}
+    assert origins_probed(rounds[1:]) == {"synthetic"}
+    assert origins_probed(rounds) == {"real", "synthetic"}
 
 
 def refusing(bad: Container[str]) -> Behaviour:

@@ -11,6 +11,7 @@ from genal_ray.errors import UserError
 from genal_ray.methods import Method, find_method, method_names, parse_method
 from genal_ray.strategies.direct import Direct
 from genal_ray.strategies.evokd import Evokd
+from genal_ray.strategies.signal import Signal
 
 LLM = "llm={model: teacher}"
 TAGGING = ("mnlp", "token_entropy", "token-entropy-max")
@@ -112,6 +113,36 @@ def test_chat_methods_keep_the_options_of_their_own_strategy() -> None:
     short = ["llm.model=teacher", "strategy=evokd"]
     no_hard = find_method("evokd-no-hard").settings(load_config("sst2-evokd", short))
     assert load_config("sst2-evokd", [*short, *no_hard]).strategy == Evokd(hard_share=0.0)
+
+
+def test_chat_methods_keep_what_texts_of_their_own_strategy_are_chosen_by() -> None:
+    own = ["llm.model=teacher", "strategy.texts_per_label=3", "acquisition=signal"]
+    base = load_config("sst2-evokd", own)
+    for name, chooses in (("evokd", "signal"), ("evokd-no-easy", "signal"), ("direct", "random")):
+        config = load_config("sst2-evokd", [*own, *find_method(name).settings(base)])
+        assert config.acquisition.name == chooses
+
+
+@pytest.mark.parametrize("name", ["signal", "signal-no-ppo", "signal-informativeness", "best-of-n", "gaal"])
+def test_generating_methods_go_with_a_base_of_evokd(name: str) -> None:
+    """Its options are a chat model's, and from its random choice nothing could be learned."""
+    own = [*SERVED, "annotators.synthetic={name: linear, path: m}", "strategy.hard_share=0.7"]
+    config = load_config("sst2-evokd", [*own, *find_method(name).settings(load_config("sst2-evokd", own))])
+    assert config.acquisition.name == "signal"
+    assert config.strategy.name == {"best-of-n": "best_of_n", "gaal": "gaal"}.get(name, "signal")
+    assert config.reward_function.name != "random"
+
+
+def test_generating_methods_keep_the_options_that_they_have() -> None:
+    own = ["strategy={name: gaal, uncertainty: margin, candidates_per_label: 3.0, retention_rounds: 2}"]
+    base = load_config("demo", own)
+    signal, gaal, best = (
+        load_config("demo", [*own, *find_method(name).settings(base)]).strategy
+        for name in ("signal", "gaal", "best-of-n")
+    )
+    assert gaal == base.strategy
+    assert signal == Signal(name="signal", candidates_per_label=3.0, retention_rounds=2)
+    assert (best.retention_rounds, best.model_dump()["candidates_per_label"]) == (2, 1.0)
 
 
 @pytest.mark.parametrize(("name", "bought"), [("k-shot", 20), ("full-shot", 300)])

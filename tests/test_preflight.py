@@ -14,7 +14,9 @@ from tiny_students import make_encoder
 
 from genal_ray import preflight
 from genal_ray.annotators.hidden import Hidden
+from genal_ray.budget import resolve_budget
 from genal_ray.config import RunConfig, load_config
+from genal_ray.corpus import load_corpus
 from genal_ray.errors import UserError
 from genal_ray.methods import find_method
 from genal_ray.model_checks import check_student
@@ -119,6 +121,26 @@ def test_pool_method_ends_with_the_pool(demo: Callable[..., RunConfig], tmp_path
     checked = preflight.check(demo("generator=null", "budget.total=2.0"), output_dir=tmp_path / "run")
     assert checked.budget.total == checked.budget.pool_size == 300
     assert any("the run ends with the pool" in note for note in checked.notes)
+
+
+def test_bounds_of_a_comparison_do_not_end_with_the_pool(demo: Callable[..., RunConfig], tmp_path: Path) -> None:
+    config = demo("generator=null", "budget.total=2.0", "budget.max_rounds=0")
+    assert preflight.check(config, output_dir=tmp_path / "run").notes == ()
+
+
+def test_who_labels_what_a_chat_model_writes_is_told_where_it_is_not_itself(
+    demo: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    chats = ["strategy=evokd", "generator=null", "acquisition=random", "llm={model: teacher}"]
+    for labeler, labeling, told in (
+        ("{name: linear, path: m}", "separate", True),
+        ("{name: linear, path: m}", "merged", False),
+        ("llm", "separate", False),
+    ):
+        config = demo(*chats, f"annotators.synthetic={labeler}", f"strategy.labeling={labeling}")
+        corpus = load_corpus(config)
+        notes = preflight._notes(config, corpus, resolve_budget(config, len(corpus.pool)))
+        assert any("is labeled by annotators.synthetic=linear" in note for note in notes) == told
 
 
 def test_missing_model_folders_are_answered_with_near_ones(complaint: Callable[..., str], tmp_path: Path) -> None:

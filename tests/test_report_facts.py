@@ -87,6 +87,22 @@ def test_the_generator_as_a_chat_model_has_no_learner(tmp_path: Path) -> None:
     assert "Learner" not in facts
 
 
+def test_what_showed_in_a_run_and_how_right_its_labels_are_is_told(tmp_path: Path) -> None:
+    shown = {"teach/undertrained": 1.0}
+    probed = {"label/num_probes": 20.0, "label/probe_score": 0.85}
+    outline = begun(tmp_path / "run", config_of(), {"al/num_labels": 4}, {"al/num_labels": 10, **shown, **probed})
+    assert dict(outline.facts)["Labels of 20 probes in round 1"] == "right 85.0 %"
+    text = page_of(tmp_path / "run").text
+    assert "round 1: after training the student is right on less than 90%" in text
+    assert "What showed in them" not in page_of(begun_without(tmp_path / "other")).text
+
+
+def begun_without(folder: Path) -> Path:
+    """A run in which nothing showed."""
+    begun(folder, config_of(), {"al/num_labels": 4, "teach/plateau": 0.0})
+    return folder
+
+
 def test_a_pool_method_that_a_chat_model_labels_for_is_one(tmp_path: Path) -> None:
     changes: dict[str, Any] = {"generator": None, "annotators": {"real": "llm"}, "llm": {"model": MODEL}}
     outline = begun(tmp_path / "run", make_config(**changes), {"al/num_labels": 4, "llm/total_tokens": 1234567})

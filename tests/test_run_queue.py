@@ -106,6 +106,23 @@ def test_a_run_that_cannot_be_started_leaves_the_others_alone(
 
 
 @pytest.mark.usefixtures("no_ray")
+def test_what_a_run_notes_is_told_once_and_at_once(reviews: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Heard(ComparisonView):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
+    status = RunStatus(state=State.RUNNING, round=1, num_rounds=2, num_labels=6, budget=24, notes=("a plateau",))
+    one = active(planned.jobs[0], status=status)
+    work = run_queue.Work(waiting=[], active=[one])
+    for _ in range(3):
+        run_queue._look(planned, one, work, Heard())
+    assert said == ["random, seed 3: a plateau"]
+
+
+@pytest.mark.usefixtures("no_ray")
 def test_a_run_that_reached_a_cap_is_no_success(reviews: Path, tmp_path: Path) -> None:
     planned = plan(str(reviews), ["random"], 1, tmp_path / "out")
     ended = RunStatus(state=State.STOPPED, round=1, num_rounds=2, num_labels=6, budget=24, reason="the cap is reached")
@@ -114,7 +131,7 @@ def test_a_run_that_reached_a_cap_is_no_success(reviews: Path, tmp_path: Path) -
     run_queue._look(planned, capped, work, ComparisonView())
     assert work.failures == {}, "the driver is asked once more when its work is done"
     run_queue._look(planned, capped, work, ComparisonView())
-    assert work.failures == {("random", 3): "the cap is reached"}
+    assert "the cap is reached; raise it with --set" in work.failures["random", 3]
     assert work.active == []
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
@@ -45,8 +45,9 @@ class Labeler(Protocol):
 class Audited(Protocol):
     """A labeler that watches over itself."""
 
-    def audit(self) -> dict[str, float]:
-        """`label/*` figures of what was labeled since the last call."""
+    def audit(self) -> Mapping[str, Sequence[float]]:
+        """What was found of the labels given since the last call, by `label/*` figure: counts of a `label/num_*`, which
+        are added up, and else the values, one for each text that was looked at, which are averaged."""
         ...
 
 
@@ -62,7 +63,7 @@ class Setting:
     llm: LLM | None = None
     """The run's chat model."""
     probed: bool = False
-    """Whether a committed round tells already how right the annotators are on probes."""
+    """Whether a committed round tells already how right the annotator is on probes."""
     max_error_rate: float = MAX_ERROR_RATE
     """Share of the texts that may fail before asking further is of no use."""
 

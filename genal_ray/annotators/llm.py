@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from genal_ray.annotators import Annotator, Answer, Failed, Labeler, Setting
@@ -153,14 +152,14 @@ class _Audit:
     num_probes: int | None = None
     probe_score: float | None = None
 
-    def figures(self) -> dict[str, float]:
-        found = {f"label/num_{name}": float(number) for name, number in sorted(self.entities.items())}
+    def values(self) -> dict[str, list[float]]:
+        found = {f"label/num_{name}": [float(number)] for name, number in sorted(self.entities.items())}
         if self.agreements:
-            found["label/agreement"] = float(np.mean(self.agreements))
+            found["label/agreement"] = self.agreements
         if self.num_probes is not None:
-            found["label/num_probes"] = float(self.num_probes)
-        if self.probe_score is not None:
-            found["label/probe_score"] = self.probe_score
+            found["label/num_probes"] = [float(self.num_probes)]
+        if self.num_probes and self.probe_score is not None:
+            found["label/probe_score"] = [self.probe_score] * self.num_probes
         return found
 
 
@@ -201,13 +200,13 @@ class LLMLabeler:
             self._audit.agreements += [vote.agreement for vote in answered]
         return answers
 
-    def audit(self) -> dict[str, float]:
+    def audit(self) -> dict[str, list[float]]:
         """Of several samples `label/agreement`, the mean share that says what the vote decides. Of entities
         `label/num_entities`, those named, `label/num_missing` and `label/num_overlapping` among them, which were
         rejected. Once, `label/num_probes`, those that it gave a label, and of these `label/probe_score`, the share that
         is right, or entity F1."""
-        figures, self._audit = self._audit.figures(), _Audit()
-        return figures
+        values, self._audit = self._audit.values(), _Audit()
+        return values
 
     async def _votes(self, instances: Sequence[Instance]) -> tuple[list[Vote], dict[str, str]]:
         """What the samples come to, and the ids of instances of which some were not to be had, with the reason."""

@@ -77,7 +77,8 @@ def _draw_panel(axes: Any, title: str, points: Sequence[Point], styles: Mapping[
     axes.set_xlabel("labeled, % of the pool")
     axes.set_ylabel(f"{measure_of(points)}, %")
     axes.grid(alpha=0.3)
-    axes.axvline(100, color="black", linewidth=0.8, linestyle=":")
+    if any(point.fraction > 0.5 for point in points):
+        axes.axvline(100, color="black", linewidth=0.8, linestyle=":")
     for method in methods_of(points):
         share, mean, std = mean_curve(list(by_seed(points, method).values()))
         style = {"linewidth": 1.4, "markersize": 3.5} | styles[method]

@@ -8,7 +8,7 @@ from pathlib import Path
 from genal_ray.comparison.curves import write_curves
 from genal_ray.comparison.figure import draw, save
 from genal_ray.comparison.readme import Description, readme
-from genal_ray.comparison.runs import points_of, read_runs
+from genal_ray.comparison.runs import drawn_points, points_of, read_runs, summarised_points
 from genal_ray.comparison.summary import Summary, summarise, write_summary
 from genal_ray.files import write_text
 
@@ -24,10 +24,9 @@ def write_outputs(
     """
     names = [method.name for method in description.methods]
     runs = read_runs(directory, names, description.seeds)
-    points = points_of(runs)
-    summary = summarise(points_of([run for run in runs if run.done]), names)
-    write_curves(directory / "curves.csv", points)
+    summary = summarise(summarised_points(runs), names)
+    write_curves(directory / "curves.csv", points_of(runs))
     write_summary(directory / "summary.csv", summary)
-    save(draw({description.title: points}), directory)
+    save(draw({description.title: drawn_points(runs)}), directory)
     write_text(directory / "README.md", readme(description, runs, summary, failures))
     return summary

@@ -76,7 +76,8 @@ def _heading(description: Description) -> str:
         "- `curves.csv`: every round of every run; `seconds` is that round's, and the only column that differs when "
         "the same runs are repeated or continued after an interruption\n"
         "- `summary.csv`: the table below, as fractions\n"
-        "- `figure.png`, `figure.svg`: mean and standard deviation (n-1) over the seeds whose curves reach so far\n"
+        "- `figure.png`, `figure.svg`: mean and standard deviation (n-1) over the seeds whose curves reach so far; a "
+        "finished one goes on level to where the last of its method ends\n"
         "- `runs/<method>/seed-<n>/`: the run directories\n"
         "- `comparison.json`: what was asked for"
     )
@@ -85,7 +86,7 @@ def _heading(description: Description) -> str:
 def summary_table(summary: Summary) -> str:
     """A row for each method, as Markdown."""
     head: tuple[str, ...] = (
-        "method", "seeds", f"{summary.measure} at 50%", "at 100%", "at 200%", "AUC", "AUC against random",
+        "method", "seeds", f"{summary.measure} at 50%", "at 100%", "at 200%", "at the end", "AUC", "AUC against random",
         "at 100% against random", "at 200% against random at 100%",
     )  # fmt: skip
     rows = [_row(method) for method in summary.methods]
@@ -100,17 +101,20 @@ def _summary(summary: Summary) -> str:
     return (
         f"## Summary\n\n{summary_table(summary)}\n\n"
         f"Finished runs only. {measure} in %, mean ± standard deviation (n-1) over seeds, by share of the pool that is "
-        f"labeled; AUC is its mean from {100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the "
-        "range that all methods of more than one round share (area under the learning curve by the trapezoid rule, "
-        "divided by the range). Differences are in percentage points, paired by seed, with the 95% confidence interval "
-        "of the paired t test. Tokens per point are a chat model's, for each percentage point from the first round to "
-        "the last, over all seeds. Between two rounds the curve is a straight line; – is where it does not reach, "
-        "(2 of 3) where only that many seeds' curves do. Deviations and intervals need two seeds."
+        "labeled, and at the end of each run, however many labels it bought; AUC is its mean from "
+        f"{100 * summary.start:g}% to {100 * summary.end:g}% of the pool, the range that all methods of more than one "
+        "round share (area under the learning curve by the trapezoid rule, divided by the range). A run that ended "
+        "with the pool ends at 100%, though its annotator may have passed on some of it. Differences are in percentage "
+        "points, paired by seed, with the 95% confidence interval of the paired t test. Tokens per point are a chat "
+        "model's, for each percentage point from the first round to the last, over all seeds. Between two rounds the "
+        "curve is a straight line; – is where it does not reach, (2 of 3) where only that many seeds' curves do. "
+        "Deviations and intervals need two seeds."
     )
 
 
 def _row(method: MethodSummary) -> tuple[str, ...]:
-    figures = [*method.quality.values(), method.auc, method.auc_gain, method.quality_gain, method.extra_gain]
+    gains = (method.auc_gain, method.quality_gain, method.extra_gain)
+    figures = (*method.quality.values(), method.final, method.auc, *gains)
     cells = ["–" if figure is None else _told(figure) + method.of_seeds(figure) for figure in figures]
     return (method.method, str(method.num_seeds), *cells)
 

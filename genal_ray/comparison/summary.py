@@ -56,6 +56,8 @@ class MethodSummary:
     num_seeds: int
     quality: Mapping[int, Estimate | None]
     """By percent of the pool (`SHARES`)."""
+    final: Estimate | None
+    """After the last round of each seed, however many labels that has."""
     auc: Estimate | None
     """Mean accuracy over the range of labels that all methods share: the area over the range."""
     auc_gain: Gain | None
@@ -96,6 +98,7 @@ class _Measured:
     auc: Figures
     tokens_per_point: float | None
     quality: Mapping[int, Figures]
+    final: Figures
 
 
 def summarise(points: Sequence[Point], methods: Sequence[str] | None = None) -> Summary:
@@ -152,7 +155,7 @@ def summary_columns(measure: str) -> tuple[str, ...]:
     return (
         "method",
         "num_seeds",
-        *(f"{name}_{share}_{part}" for share in SHARES for part in ("mean", "std", "num_seeds")),
+        *(f"{name}_{place}_{part}" for place in (*SHARES, "final") for part in ("mean", "std", "num_seeds")),
         *(f"auc_{part}" for part in ("mean", "std", "num_seeds", "from", "to")),
         *(f"{gain}_{part}" for gain in _gains(name) for part in ("mean", "low", "high", "num_seeds")),
         "tokens_per_point",
@@ -167,7 +170,7 @@ def _row(method: MethodSummary, summary: Summary) -> dict[str, object]:
     row: dict[str, object] = {"method": method.method, "num_seeds": method.num_seeds}
     name = summary.measure.lower().replace(" ", "_")
     estimates = {f"{name}_{share}": method.quality[share] for share in SHARES}
-    for column, estimate in (estimates | {"auc": method.auc}).items():
+    for column, estimate in (estimates | {f"{name}_final": method.final, "auc": method.auc}).items():
         if estimate is not None:
             row |= {f"{column}_{part}": value for part, value in asdict(estimate).items()}
     for column, gain in zip(_gains(name), (method.auc_gain, method.quality_gain, method.extra_gain), strict=True):
@@ -200,6 +203,7 @@ def _measure(seeds: Mapping[int, Curve], start: float, end: float) -> _Measured:
         quality={
             share: _known({seed: quality_at(curve, share / 100) for seed, curve in seeds.items()}) for share in SHARES
         },
+        final={seed: curve[-1].quality for seed, curve in seeds.items()},
     )
 
 
@@ -213,6 +217,7 @@ def _summarise(name: str, measured: _Measured, baseline: _Measured) -> MethodSum
         method=name,
         num_seeds=measured.num_seeds,
         quality={share: _estimate(figures) for share, figures in measured.quality.items()},
+        final=_estimate(measured.final),
         auc=_estimate(measured.auc),
         auc_gain=_gain(measured.auc, baseline.auc) if compared else None,
         quality_gain=_gain(measured.quality[100], baseline.quality[100]) if compared else None,

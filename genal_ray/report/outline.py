@@ -153,6 +153,12 @@ def _facts(
     facts.append(("Student", config["student"]["model"]))
     for origin, found in store.record("annotators.json").items():
         facts.append((f"Annotator of {origin} instances", _annotator(found)))
+    right = "entity F1" if config["task"]["kind"] == "ner" else "right"
+    facts += [
+        (f"Labels of {row['label/num_probes']:.0f} probes in round {row.round}", f"{right} {100 * score:.1f} %")
+        for row in rounds
+        if (score := row["label/probe_score"]) is not None
+    ]
     first_line = store.config_file.read_text(encoding="utf-8").partition("\n")[0]
     facts += [("Seed", str(config["seed"])), ("Configuration", first_line.lstrip("# "))]
     return facts

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
+from genal_ray.diagnosis import advice
 from genal_ray.evaluation import QUALITY
 from genal_ray.report import charts
 from genal_ray.report.generated import GeneratedRound, failures, read_generated
@@ -73,6 +74,8 @@ class RunPage:
     """Newest round first, those of the round in progress included."""
     num_older: int
     """Rounds with completions that are not in `generated`."""
+    advice: tuple[str, ...]
+    """What showed in rounds of a run that a chat model writes for, and what to change."""
     set_aside: tuple[SetAside, ...]
     """Texts that could not be scored or got no answer, oldest round first, each time that it happened."""
     config_yaml: str
@@ -83,6 +86,7 @@ def read_run(store: RunDirectory) -> RunPage:
     outline = read_outline(store)
     labels = read_labels(store.ledger_file)
     rounds = store.begun_rounds()
+    reports = store.reports()
     folders = [round.folder for round in reversed(rounds) if round.is_complete("generate")]
     by_id = {label.id: label for label in labels}
     return RunPage(
@@ -92,6 +96,7 @@ def read_run(store: RunDirectory) -> RunPage:
         generated=tuple(
             read_generated(folder, outline.reward, by_id) for folder in folders[:MAX_ROUNDS_WITH_TEXTS]
         ),
+        advice=tuple(sentence for i, report in enumerate(reports) for sentence in advice(reports[:i], report)),
         set_aside=tuple(
             SetAside(round=int(round.folder.name), id=id, why=f"{_FAILURES[stage]}: {why}")
             for round in rounds
@@ -151,7 +156,7 @@ def draw_charts(rounds: Sequence[RoundRow]) -> list[Chart]:
         ),
         Chart(
             title="Copies and duplicates",
-            note="Share of the completions that could be read, whether they were kept or not.",
+            note="Share of the completions, whether they were kept or not.",
             svg=charts.lines(
                 "repeats",
                 after_first,
