@@ -85,6 +85,9 @@ def tokenize_words(
 ) -> TokenizedWords:
     """Token ids of texts given as words, each text cut to `max_length` tokens.
 
+    Byte-level tokenizers are given each word with a space before it, as in a text: else they take it for the
+    continuation of the word before, and not all of them heed `add_prefix_space`.
+
     Raises UserError for a tokenizer without a padding token, or one that does not tell words apart.
     """
     _check_pads(tokenizer)
@@ -95,7 +98,9 @@ def tokenize_words(
         )
     words = [list(text) for text in texts]
     options = {"is_split_into_words": True, "truncation": True, "max_length": max_length}
-    encoded = tokenizer(words, return_attention_mask=False, **options) if words else None
+    byte_level = "ByteLevel" in repr(tokenizer.backend_tokenizer.pre_tokenizer)
+    spaced = [[f" {word}" for word in text] for text in words] if byte_level else words
+    encoded = tokenizer(spaced, return_attention_mask=False, **options) if words else None
     input_ids = tuple(np.asarray(ids, dtype=np.int64) for ids in encoded["input_ids"]) if encoded else ()
     return TokenizedWords(
         input_ids=input_ids,

@@ -121,7 +121,7 @@ class DataConfig(Section):
     )
     subset: str | None = Field(None, description="configuration on the hub, such as 'sst2' of 'nyu-mll/glue'")
     revision: str | None = Field(None, description="commit or tag of the hub data set; default: the newest")
-    train: str = Field("train", description="split name, or file (.jsonl, .csv, .parquet, plain or .gz)")
+    train: str = Field("train", description="split name, or file (.jsonl, .csv, .parquet, .conll, plain or .gz)")
     evaluation: str = Field("test", description="split name, or file")
     text_column: str = Field("text", description="of the kind ner: a list of words")
     text_pair_column: str | None = None

@@ -103,7 +103,7 @@ SIGNATURES = (
         shows=_mislabeled,
         advice=f"after training the student is wrong on written texts {100 * LABEL_GAP:g} points more often than on "
         "real ones: their labels contradict each other. Describe the labels (annotators.synthetic.descriptions), let "
-        "several samples vote (samples, min_agreement, abstain), or have a stronger model label "
+        "several samples vote (samples, min_agreement; between classes abstain), or have a stronger model label "
         "(annotators.synthetic.model)",
     ),
     Signature(

@@ -25,7 +25,8 @@ _WORD = regex.compile(
     | ['’] \w{1,2} \b                  # 's, 'm, 're on their own
     | \d+ (?: [.,:/] \d+ )+            # 1,000.5  12:30  1/2
     | (?: \p{L} \. ){2,}               # U.S.
-    | \w+ (?= ['’] (?: s | m | d | re | ve | ll ) \b )
+    | [\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}] \p{M}*   # written without spaces
+    | \w+ (?: [-'’.&] \w+ )*? (?= ['’] (?: s | m | d | re | ve | ll ) \b )
     | \w+ (?: [-'’.&] \w+ )*
     | (?P<mark> [^\w\s] ) (?P=mark)*   # ... !! --
     """,

@@ -94,7 +94,8 @@ class _RowParser:
     def _if_labeled(self, row: Row, read: Callable[[], T]) -> T | None:
         """What `read` makes of a row's label; None where the row has none and need not have one."""
         value = row.get(self._data.label_column)
-        hidden = value == HIDDEN and self._class_names is not None and self._data.label_names is None
+        numbered = self._class_names is not None and self._data.label_names is None
+        hidden = numbered and (value == HIDDEN or (isinstance(value, list) and {*value} == {HIDDEN}))
         missing = value is None or hidden or (value == "" and "" not in (self._data.label_names or {}))
         if missing and self._unlabeled is None:
             return None
@@ -208,12 +209,15 @@ class _TaggedRowParser(_RowParser):
         column: str = getattr(self._data, key)
         value = self._value(number, row, column, key)
         if not isinstance(value, Sequence) or isinstance(value, str):
+            written = isinstance(value, str) and value.lstrip().startswith("[")
             raise UserError(
                 f"{self._table.at(number)}: column {column!r} should hold a list, one entry for each word, found "
-                f"{value!r:.80}; set data.{key}"
+                f"{value!r:.80}; "
+                + ("text is no list: write the rows as .jsonl, .parquet or .conll" if written else f"set data.{key}")
             )
         if not value:
-            raise UserError(f"{self._table.at(number)}: column {column!r} is empty: fill in words or drop the row")
+            what = "words" if key == "text_column" else "tags"
+            raise UserError(f"{self._table.at(number)}: column {column!r} is empty: fill in {what} or drop the row")
         return list(value)
 
     def _check_word(self, number: int, word: Any) -> None:

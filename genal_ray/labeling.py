@@ -33,7 +33,7 @@ async def annotate(
     if ids and not bought and (number == 0 or stopping.is_stuck(run.store.reports())):
         raise RunError(
             f"round {number}: none of the {len(ids)} chosen texts was given a label; earlier labels are kept. "
-            "Look at labels/ledger.jsonl, and at the annotator's min_agreement and abstain"
+            "Look at labels/ledger.jsonl, and at the annotator's min_agreement, or abstain between classes"
         )
     synthetic = sum(item.instance.origin == "synthetic" for item in bought)
     return asked, {

@@ -79,9 +79,11 @@ class LabelSpace(ABC):
         """The label of a text that `encode` wrote. Raises ValueError for anything else."""
 
     @abstractmethod
-    def schema(self, text: str | None = None, abstention: str | None = None) -> dict[str, Any]:
+    def schema(
+        self, text: str | None = None, abstention: str | None = None, *, bounded: bool = True
+    ) -> dict[str, Any]:
         """JSON schema of a label as chat models tell it: of any text, or of this one. `abstention` is what they may say
-        in its place."""
+        in its place. `bounded` ones bound lengths, where endless replies are possible."""
 
     @abstractmethod
     def told(self, label: Label, text: str) -> Any:
@@ -133,7 +135,9 @@ class Classes(LabelSpace):
             raise ValueError(f"{value!r:.80} is none of the labels {', '.join(self.names)}")
         return self.names.index(value)
 
-    def schema(self, text: str | None = None, abstention: str | None = None) -> dict[str, Any]:
+    def schema(
+        self, text: str | None = None, abstention: str | None = None, *, bounded: bool = True
+    ) -> dict[str, Any]:
         return {"type": "string", "enum": [*self.names, *([] if abstention is None else [abstention])]}
 
     def told(self, label: Label, text: str) -> str:
@@ -186,13 +190,18 @@ class EntityLabels(LabelSpace):
         names, num_words = self.outputs, len(words_of(text))
         if not isinstance(value, list) or len(value) != num_words:
             raise ValueError(f"expected a list of {num_words} tags, one for each word, found {value!r:.80}")
+        if unknown := [tag for tag in value if tag not in names]:
+            raise ValueError(f"{unknown[0]!r:.80} is none of the tags {', '.join(names)}")
         return tags_of(spans_of([names.index(tag) for tag in value]), num_words)  # IOB1 has no B- after an O
 
     def predict(self, probs: FloatArray) -> Prediction:
-        """The likeliest tag of each word; the confidence is their probabilities' geometric mean."""
+        """The likeliest tag of each word; the confidence is their probabilities' geometric mean, over the words that
+        are not wholly certain: those that the student never read are, and would make long texts look sure."""
         best = np.maximum(probs.max(axis=1), np.finfo(np.float32).tiny)
+        doubted = best[best < 1]
+        confidence = float(np.exp(np.log(doubted).mean())) if len(doubted) else 1.0
         tags = tuple(probs.argmax(axis=1).tolist())
-        return Prediction(label=tags_of(spans_of(tags), len(tags)), confidence=float(np.exp(np.log(best).mean())))
+        return Prediction(label=tags_of(spans_of(tags), len(tags)), confidence=confidence)
 
     def agreement(self, given: Sequence[Label], wanted: Sequence[Label]) -> float:
         pairs = [(set(spans_of(_tags(a))), set(spans_of(_tags(b)))) for a, b in zip(given, wanted, strict=True)]
@@ -202,22 +211,30 @@ class EntityLabels(LabelSpace):
     def metrics(self, probs: Sequence[FloatArray], labels: Sequence[Label]) -> dict[str, float]:
         return entity_metrics(probs, [_tags(label) for label in labels])
 
-    def schema(self, text: str | None = None, abstention: str | None = None) -> dict[str, Any]:
-        """Of a given text: no wording is longer than the text, and there are no more entities than words. A model that
-        loses its way would otherwise go on to the end of the reply."""
-        most_characters, most = MAX_ENTITY_CHARACTERS, MAX_ENTITIES
-        if text is not None:
-            most_characters, most = min(most_characters, len(text)), min(most, len(words_of(text)))
+    def schema(
+        self, text: str | None = None, abstention: str | None = None, *, bounded: bool = True
+    ) -> dict[str, Any]:
+        """Bounded, no wording of a given text is longer than the text, and there are no more entities than words: a
+        model that loses its way would otherwise go on to the end of the reply. Of an endpoint that does not keep to
+        that, entities that are not in the text are no worse for being long, or many."""
+        wording: dict[str, Any] = {"type": "string"}
+        bounds: dict[str, Any] = {}
+        if bounded:
+            most_characters, most = MAX_ENTITY_CHARACTERS, MAX_ENTITIES
+            if text is not None:
+                most_characters, most = min(most_characters, len(text)), min(most, len(words_of(text)))
+            wording |= {"minLength": 1, "maxLength": most_characters}
+            bounds = {"maxItems": most}
         entity = {
             "type": "object",
             "properties": {
-                "text": {"type": "string", "minLength": 1, "maxLength": most_characters},
+                "text": wording,
                 "type": {"type": "string", "enum": list(self.names)},
             },
             "required": ["text", "type"],
             "additionalProperties": False,
         }
-        return {"type": "array", "items": entity, "maxItems": most}
+        return {"type": "array", "items": entity, **bounds}
 
     def told(self, label: Label, text: str) -> list[dict[str, str]]:
         """Wording and type of each entity, in the order of the text."""
@@ -239,12 +256,17 @@ class EntityLabels(LabelSpace):
         )
 
     def carried(self, label: Label, text: str, rephrased: str) -> Label | None:
-        words, told = words_of(text), spans_of(_tags(label))
+        """Nor where a wording stands for two things: with two types, or in the text as no entity besides."""
+        words, others, told = words_of(text), words_of(rephrased), spans_of(_tags(label))
         wordings = [(" ".join(words[span.start : span.end]), span.type) for span in told]
-        found = locate(words_of(rephrased), wordings, any_case=False)
-        twice = locate(words_of(rephrased), [*wordings, *wordings], any_case=False)
-        carried = len(told) == len(found.spans) == len(twice.spans)
-        return tags_of(found.spans, len(words_of(rephrased))) if carried else None
+        if len({wording for wording, _ in wordings}) < len(set(wordings)):
+            return None
+        found, *twice = (
+            locate(where, named, any_case=False).spans
+            for where, named in ((others, wordings), (others, wordings * 2), (words, wordings * 2))
+        )
+        carried = all(len(spans) == len(told) for spans in (found, *twice))
+        return tags_of(found, len(others)) if carried else None
 
     def vote(self, answers: Sequence[Label | None], num_samples: int, min_agreement: float) -> Vote:
         """The entities that more than half of the samples name, `min_agreement` of them at least. There is no label

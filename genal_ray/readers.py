@@ -182,11 +182,15 @@ CONLL_TOKENS, CONLL_TAGS = "tokens", "ner_tags"
 """Columns of a CoNLL file: the first and the last of each line."""
 
 
+_TAG = re.compile(r"O$|[A-Z]-.")
+
+
 def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Sentences, numbered by their first line: a token a line, its tag in the last column, an empty line in between. A
     sentence of tokens alone has no tags.
 
-    Columns are set apart by tabs if the line has one, else by spaces. `-DOCSTART-` lines are left out.
+    Columns are set apart by tabs if the line has one, else by spaces. `-DOCSTART-` lines are left out, and comments
+    before a sentence: lines such as `# sent_id = 1`, of more than a token and a tag.
     """
     start, tokens, tags = 0, list[str](), list[str]()
     for number, line in _lines(path):
@@ -196,6 +200,8 @@ def _conll_rows(path: Path) -> Iterator[tuple[int, Row]]:
             if tokens:
                 yield start, _sentence(tokens, tags)
             tokens, tags = [], []
+            continue
+        if not tokens and line.startswith("# ") and len(fields) > 2 and not _TAG.match(fields[-1]):
             continue
         if tokens and bool(tags) != (len(fields) > 1):
             raise UserError(f"{path}, line {number}: expected a token and its tag, found {_excerpt(line)}")

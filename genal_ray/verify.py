@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError, safe_open
 
 from genal_ray.config import RunConfig
+from genal_ray.entities import words_of
 from genal_ray.errors import UserError
 from genal_ray.files import read_record
 from genal_ray.stages import STAGES, Round
 from genal_ray.store import RunDirectory, best_rounds
+from genal_ray.tasks import build_task
 from genal_ray.types import Fate, RoundReport
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt")
@@ -96,8 +98,9 @@ class _Audit:
         self.findings.append(Finding(place=str(place), what=what))
 
     def _read_ledger(self) -> None:
+        tags_words = build_task(self.config.task).tags_words
         for number, row in _json_lines(self.store.ledger_file):
-            if row is None or not _is_label(row):
+            if row is None or not _is_label(row, tags_words=tags_words):
                 self._complain(self.store.ledger_file, f"line {number} is not a label")
             elif row["id"] in self.labels:
                 self._complain(self.store.ledger_file, f"line {number}: {row['id']} was asked about twice")
@@ -279,9 +282,15 @@ class _Audit:
             self._complain(self.store.metrics_file, what)
 
 
-def _is_label(row: dict[str, Any]) -> bool:
+def _is_label(row: dict[str, Any], *, tags_words: bool) -> bool:
     known = {"id": str, "round": int, "annotator": str, "text": str}
-    return "label" in row and all(isinstance(row.get(name), kind) for name, kind in known.items())
+    if "label" not in row or not all(isinstance(row.get(name), kind) for name, kind in known.items()):
+        return False
+    label = row["label"]
+    if label is None or not tags_words:
+        return label is None or isinstance(label, str)
+    tags = isinstance(label, list) and all(isinstance(tag, str) for tag in label)
+    return tags and len(label) == len(words_of(row["text"]))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from itertools import pairwise
 
@@ -72,6 +73,10 @@ def test_splitting_words_again_changes_nothing(text: str) -> None:
         ("U.S. stocks fell 1,000.5 points...", "U.S.|stocks|fell|1,000.5|points|..."),
         ("São-Tomé (“Príncipe”)", "São-Tomé|(|“|Príncipe|”|)"),
         ("हिन्दी में", "हिन्दी|में"),
+        ("Coca-Cola's and AT&T’s rock'n'roll isn't", "Coca-Cola|'s|and|AT&T|’s|rock'n'roll|isn't"),
+        ("O'Neil's Jean-Luc", "O'Neil|'s|Jean-Luc"),
+        ("我住在北京。", "我|住|在|北|京|。"),
+        ("東京に住むBob's", "東|京|に|住|む|Bob|'s"),
     ],
 )
 def test_punctuation_stands_apart(text: str, words: str) -> None:
@@ -141,9 +146,33 @@ def test_of_a_text_no_more_is_asked_for_than_it_can_hold() -> None:
     assert schema["items"]["properties"]["text"]["maxLength"] == 14
 
 
+def test_what_an_endpoint_does_not_keep_to_is_located_all_the_same() -> None:
+    """Unbounded: an entity that is not in a text may be longer than it."""
+    labels = EntityLabels(TYPES)
+    told = [{"text": "Barack Obama", "type": "person"}, {"text": "", "type": "person"}] * 2
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(told, labels.schema("Obama"))
+    jsonschema.validate(told, labels.schema("Obama", bounded=False))
+    heard = labels.heard(told, "Obama")
+    assert (heard.label, heard.num_missing) == ((0,), 4)
+
+
+def test_words_that_are_certain_make_no_text_look_sure() -> None:
+    """Those beyond the student's `max_length` are O with a probability of 1."""
+    read = np.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]], dtype=np.float32)
+    labels = EntityLabels(("person",))
+    told = labels.predict(read)
+    assert told.confidence == pytest.approx(math.sqrt(0.5 * 0.8))
+    assert told.label == (0, 1)
+    longer = labels.predict(np.concatenate([read, np.eye(3, dtype=np.float32)[[0] * 30]]))
+    assert longer.confidence == pytest.approx(told.confidence)
+    assert longer.label == (0, 1, *[0] * 30)
+    assert labels.predict(np.eye(3, dtype=np.float32)[[0]]).confidence == 1.0
+
+
 @pytest.mark.parametrize("value", [["O"], "O O", ["O", "B-place"], None])
 def test_labels_of_other_texts_are_refused(value: object) -> None:
-    with pytest.raises(ValueError, match=r"tag|not in"):
+    with pytest.raises(ValueError, match=r"tag"):
         EntityLabels(TYPES).decode(value, "two words")
 
 
@@ -222,3 +251,5 @@ def test_a_label_is_carried_to_other_words_as_written_only() -> None:
     assert labels.carried((3, 0, 0), "US is big", "a big US is the US") is None, "which one is it?"
     assert labels.carried((3, 0, 3), "US and US", "US or US") == (3, 0, 3)
     assert labels.carried((3, 0, 3), "US and UK", "US or US") is None
+    assert labels.carried((1, 0, 3), "May in May", "in May , May") is None, "which one is which?"
+    assert labels.carried((1, 0, 0, 0), "May came in May", "In May May came") is None, "which one is none?"

@@ -164,6 +164,16 @@ def test_entities_that_come_with_the_texts(tmp_path: Path, monkeypatch: pytest.M
     assert [row["gen/num_rejected_entities"] for row in rounds[1:]] == [4, 4]
 
 
+def test_an_entity_longer_than_its_text_costs_no_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An endpoint that keeps to no lengths: nothing is asked again for it, the others of the reply count."""
+    teacher = Teacher(invented=[{"text": "Atlantis " * 20, "type": "location"}, {"text": "", "type": "person"}])
+    rounds, ledger = run_to_end(tmp_path, teacher, monkeypatch, {"name": "evokd"})
+    assert [row["al/num_labels"] for row in rounds] == [2, 6, 10]
+    assert all(row["label"] == ["B-person", "O", "O", "B-location", "O", "O", "O"] for row in ledger[2:])
+    for row in rounds[1:]:
+        assert (row["label/num_missing"], row["llm/num_wrong_schema"]) == (8, 0)
+
+
 def test_rephrased_texts_keep_their_entities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ledger = run_to_end(tmp_path, Teacher(), monkeypatch, {"name": "auggpt"})
     tags = ["B-person", "O", "O", "B-location", "I-location", "O"]

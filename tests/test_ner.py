@@ -90,6 +90,28 @@ def test_byte_level_tokenizers_see_words_as_in_a_text(tmp_path: Path) -> None:
     assert ids.tolist() == base.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.parametrize("first", [None, "sentence parts"])
+def test_byte_level_tokenizers_of_no_class_of_their_own_do_so_too(tmp_path: Path, first: str | None) -> None:
+    """They ignore `add_prefix_space`."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=first is None)
+    parts = pre_tokenizers.Split(Regex(r"\s?\w+"), "isolated")
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = bytes_ if first is None else pre_tokenizers.Sequence([parts, bytes_])
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<pad>"], initial_alphabet=alphabet)
+    trained.train_from_iterator(["and they live in Bad Homburg and in Rome"] * 8, trainer)
+    PreTrainedTokenizerFast(tokenizer_object=trained, pad_token="<pad>").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path, **TaggerModel.tokenizer_options)
+    text = " they live in Bad Homburg"
+    found = tokenize_words(tokenizer, [text.split()], 48)
+    assert found.input_ids[0].tolist() == tokenizer(text)["input_ids"]
+    begins = tokenizer.convert_ids_to_tokens(found.input_ids[0][found.first_tokens[0]])
+    assert [begin[0] for begin in begins] == ["Ġ"] * 5, "a space, as bytes are written"
+
+
 def test_a_foreign_order_of_outputs_is_understood(encoder: Path) -> None:
     base = Pretrained.load(student_config(encoder), SPACE, CPU)
     model = base.reset(0).eval()
@@ -237,6 +259,15 @@ def test_other_schemes_are_read(tmp_path: Path, tags: list[str], read: list[tupl
     assert [(corpus.label_names[s.type], s.start, s.end) for s in found] == read
 
 
+def test_comments_before_a_sentence_are_no_words(tmp_path: Path) -> None:
+    """As CoNLL-U has them; a sentence may begin with the word # all the same."""
+    plain = "Anna\tB-PER\nleft\tO\n\n# NN I-NP O\nOslo NNP I-NP B-LOC\n"
+    (tmp_path / "train.conll").write_text(f"# sent_id = 1\n# text = Anna left\n{plain}")
+    (tmp_path / "test.conll").write_text("Bo B-PER\n")
+    corpus = load_corpus(config(tmp_path))
+    assert [instance.text for instance in corpus.pool] == ["Anna left", "# Oslo"]
+
+
 def test_a_balanced_start_has_every_type(tmp_path: Path) -> None:
     rare = [{"tokens": ["Anna", str(i)], "ner_tags": ["B-PER", "O"]} for i in range(3)]
     often = [{"tokens": ["Rome", str(i)], "ner_tags": ["B-LOC", "O"]} for i in range(40)]
@@ -258,7 +289,9 @@ def test_a_balanced_start_has_every_type(tmp_path: Path) -> None:
     [
         ({"tokens": ["a"], "ner_tags": ["O", "O"]}, "line 5: 1 words and 2 tags"),
         ({"tokens": "a b", "ner_tags": ["O", "O"]}, "line 5: column 'tokens' should hold a list"),
-        ({"tokens": [], "ner_tags": []}, "line 5: column 'tokens' is empty"),
+        ({"tokens": [], "ner_tags": []}, "line 5: column 'tokens' is empty: fill in words"),
+        ({"tokens": ["a"], "ner_tags": []}, "line 5: column 'ner_tags' is empty: fill in tags"),
+        ({"tokens": "['a', 'b']", "ner_tags": "['O', 'O']"}, "text is no list: write the rows as .jsonl, .parquet or"),
         ({"tokens": ["a b"], "ner_tags": ["O"]}, "line 5: column 'tokens' has the word 'a b'"),
         ({"tokens": [""], "ner_tags": ["O"]}, "line 5: column 'tokens' has the word ''"),
         ({"tokens": [7], "ner_tags": ["O"]}, "line 5: column 'tokens' should hold words, found 7"),

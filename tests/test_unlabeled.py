@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, Features, List, Value
 from fakes import Calls, make_run
 from openai_server import MODEL, labels, serve, texts_of
 from test_loop import ledger, rows
@@ -117,6 +117,18 @@ def test_conll_files_of_words_alone(tmp_path: Path) -> None:
     assert "annotators.real=llm" in text
 
 
+def test_minus_one_for_all_words_is_no_label(tmp_path: Path) -> None:
+    tags = ClassLabel(names=["O", "B-PER", "I-PER"])
+    features = Features({"tokens": List(Value("string")), "ner_tags": List(tags)})
+    for split, words in (("train", ["Anna", "left"]), ("test", ["Bo", "came"])):
+        rows = {"tokens": [words, ["Cy", split]], "ner_tags": [[-1, -1] if split == "train" else [1, 0], [1, 0]]}
+        Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    data = {"text_column": "tokens", "label_column": "ner_tags", "initial_labeled": 1}
+    corpus = load_corpus(config_of(tmp_path, data, **NER))
+    assert [instance.text for instance in corpus.pool] == ["Anna left", "Cy train"]
+    assert corpus.hidden_labels == {"r-000001": (1, 0)}
+
+
 def test_pairs_without_labels(tmp_path: Path) -> None:
     pair = {"text_column": "q", "text_pair_column": "a"}
     test = [{"q": row["text"], "a": "y", **row} for row in HELD_OUT]
@@ -155,7 +167,7 @@ def test_a_mistaken_label_is_told_all_the_same(tmp_path: Path) -> None:
     write(tmp_path, [*TEXTS, {"text": "x", "label": 0.5}])
     assert "train.jsonl, line 21: column 'label' should hold a label, found 0.5" in complaint(config_of(tmp_path))
     write(tmp_path, [*WORDS, {"tokens": ["Bob"], "tags": []}], HELD_OUT_WORDS)
-    assert "train.jsonl, line 13: column 'tags' is empty" in complaint(config_of(tmp_path, NER_DATA, **NER))
+    assert "line 13: column 'tags' is empty: fill in tags" in complaint(config_of(tmp_path, NER_DATA, **NER))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from genal_ray.files import locked
 from genal_ray.repair import repair
 from genal_ray.stages import STAGES, _canonical, _digest
 from genal_ray.store import RunDirectory
-from genal_ray.verify import verify
+from genal_ray.verify import _is_label, verify
 
 
 def run_to_end(folder: Path, crash_at: str | None = None, **changes: Any) -> Counter[str]:
@@ -60,6 +60,14 @@ def drop_last_line(path: Path) -> None:
     path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:-1]))
 
 
+def edit_last_label(label: object) -> Callable[[Path], Any]:
+    def edit(path: Path) -> None:
+        *before, last = path.read_text().splitlines()
+        path.write_text("".join(line + "\n" for line in (*before, json.dumps({**json.loads(last), "label": label}))))
+
+    return edit
+
+
 BREACHES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a stage's bit": ("rounds/0002/score.json", flip, "damaged"),
     "a table's bit": ("rounds/0002/generate.parquet", flip, "damaged"),
@@ -70,6 +78,8 @@ BREACHES: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a label twice": ("labels/ledger.jsonl", repeat_last_line, "was asked about twice"),
     "a label gone": ("labels/ledger.jsonl", drop_last_line, "chosen but is not in the ledger"),
     "no label": ("labels/ledger.jsonl", lambda p: p.write_text(p.read_text() + "{}\n"), "line 17 is not a label"),
+    "tags for a class": ("labels/ledger.jsonl", edit_last_label(["O"]), "line 16 is not a label"),
+    "a number for a class": ("labels/ledger.jsonl", edit_last_label(3), "line 16 is not a label"),
     "no JSON": ("labels/ledger.jsonl", lambda p: p.write_text(p.read_text() + "ok\n"), "line 17 is not a label"),
     "a round gone": ("rounds/0001/COMMITTED", Path.unlink, "committed rounds are [0, 2, 3]"),
     "metrics gone": ("rounds/0003/metrics.json", Path.unlink, "is missing or cannot be read"),
@@ -113,6 +123,18 @@ def test_a_choice_of_what_was_set_aside_is_found(finished: RunDirectory) -> None
     told = str(verify(finished).findings)
     assert f"{chosen} was chosen though it could not be scored" in told
     assert f"{chosen} is in the ledger, though its annotator failed" in told
+
+
+@pytest.mark.parametrize(
+    ("label", "tags_words", "is_one"),
+    [
+        (["B-PER", "O"], True, True), (None, True, True), (["B-PER"], True, False), ("PER", True, False),
+        (["O", 3], True, False), ("good", False, True), (None, False, True), (["O", "O"], False, False),
+    ],
+)  # fmt: skip
+def test_a_label_is_of_the_task_and_of_its_text(label: object, tags_words: bool, is_one: bool) -> None:
+    row = {"id": "r-0", "round": 0, "annotator": "llm", "text": "Anna left", "label": label}
+    assert _is_label(row, tags_words=tags_words) == is_one
 
 
 def test_no_run_directory_is_no_finding(tmp_path: Path) -> None:

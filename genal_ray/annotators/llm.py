@@ -112,9 +112,14 @@ class LLMAnnotator(Annotator):
             texts=[instance.student_input for instance in group],
         )
 
-    def reply_schema(self, labels: LabelSpace, group: Sequence[Instance]) -> dict[str, Any]:
+    def reply_schema(
+        self, labels: LabelSpace, group: Sequence[Instance], *, bounded: bool = True
+    ) -> dict[str, Any]:
         """JSON schema of a reply: an object with a label for each of the texts 1, 2, ..."""
-        fields = {str(i): labels.schema(instance.text, self.abstention) for i, instance in enumerate(group, 1)}
+        fields = {
+            str(number): labels.schema(instance.text, self.abstention, bounded=bounded)
+            for number, instance in enumerate(group, 1)
+        }
         return {
             "type": "object",
             "properties": fields,
@@ -244,7 +249,8 @@ class LLMLabeler:
         def read(value: dict[str, Any]) -> dict[str, Label | None]:
             return {instance.id: self._heard(value[str(i)], instance) for i, instance in enumerate(group, 1)}
 
-        return await self.llm.ask(self._requests(group, sample), read) or {}
+        accepted = self.options.reply_schema(self.labels, group, bounded=False)
+        return await self.llm.ask(self._requests(group, sample), read, accepted=accepted) or {}
 
     def _heard(self, value: Any, instance: Instance) -> Label | None:
         if value == self.options.abstention:

@@ -95,15 +95,18 @@ class LLM:
             task.add_done_callback(lambda done: self._ended(request.key, done))
         return await asyncio.shield(task)  # who stops waiting does not stop a call that is paid for
 
-    async def ask(self, requests: Iterable[Request], read: Callable[[Any], T]) -> T | None:
+    async def ask(
+        self, requests: Iterable[Request], read: Callable[[Any], T], *, accepted: Mapping[str, Any] | None = None
+    ) -> T | None:
         """What `read` makes of the first reply that can be read; None when none of the first `llm.max_asks` can.
 
         `requests` ask for the same thing with other seeds. `read` is given the JSON value and may raise Malformed.
+        `accepted` is the schema that replies have to keep to, where that is less than is asked for.
         """
         for request, _ in zip(requests, range(self.config.max_asks), strict=False):
             reply = await self.complete(request)
             try:
-                return read(read_json(reply, request.schema))
+                return read(read_json(reply, request.schema if accepted is None else accepted))
             except Malformed as error:
                 self._faults[error.fault] += 1
         return None

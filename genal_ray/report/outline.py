@@ -54,6 +54,8 @@ class Outline:
     name: str
     writes: bool
     """Whether there are synthetic instances, by a generator or a chat model."""
+    tags_words: bool
+    """Whether labels are entities."""
     reward: RewardConfig
     """How rewards are shaped; what they are is not read."""
     state: str
@@ -98,6 +100,7 @@ def read_outline(store: RunDirectory) -> Outline:
         return Outline(
             name=str(config["name"]),
             writes=config["generator"] is not None or _has_teacher(config),
+            tags_words=_tags_words(config),
             reward=RewardConfig(**{key: config["reward"][key] for key in _SHAPING}),
             state=state,
             reason=reason,
@@ -132,6 +135,10 @@ def _last_failure(log: Path) -> str | None:
     return f"last failure: {lines[-1]}" if lines else None
 
 
+def _tags_words(config: Mapping[str, Any]) -> bool:
+    return bool(config["task"]["kind"] == "ner")
+
+
 def _has_teacher(config: Mapping[str, Any]) -> bool:
     """Whether the strategy has a chat model write."""
     return set(config["strategy"]) >= _OF_TEACHERS
@@ -153,7 +160,7 @@ def _facts(
     facts.append(("Student", config["student"]["model"]))
     for origin, found in store.record("annotators.json").items():
         facts.append((f"Annotator of {origin} instances", _annotator(found)))
-    right = "entity F1" if config["task"]["kind"] == "ner" else "right"
+    right = "entity F1" if _tags_words(config) else "right"
     facts += [
         (f"Labels of {row['label/num_probes']:.0f} probes in round {row.round}", f"{right} {100 * score:.1f} %")
         for row in rounds
