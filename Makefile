@@ -1,8 +1,9 @@
 # Everything that a developer or CI runs. `make demo` and `make test` need Python 3.11 and nothing else.
 
 VENV ?= .venv
-TARGET ?= cpu
 BIN := $(VENV)/bin
+# What is installed stays, unless another is named.
+TARGET ?= $(or $(patsubst $(VENV)/.installed-%,%,$(firstword $(wildcard $(VENV)/.installed-*))),cpu)
 STAMP := $(VENV)/.installed-$(TARGET)
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 OUTPUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)

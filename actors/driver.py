@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import traceback
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from actors.generator import GeneratorService
 from actors.generator_chat import ServedModel
@@ -59,9 +60,14 @@ class Driver:
         self._watch = Watch(TensorBoard(self._store.path / "tensorboard"))
         self._work: asyncio.Task[str] | None = None
 
-    async def run(self) -> None:
-        """Run to the end of the budget, or until stopped. Raises what made it fail, and UserError when another driver
-        is at work on the directory or at the URL."""
+    async def run(self, environment: Mapping[str, str | None] = MappingProxyType({})) -> None:
+        """Run to the end of the budget, or until stopped, with the launcher's `environment`: variables to set, and with
+        None to take away. Raises what made it fail, and UserError when another driver is at work on the directory or at
+        the URL."""
+        for name, value in environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         with locked(self._store.lock_file):
             await in_thread(self._store.mirror.hold)
             try:

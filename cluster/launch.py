@@ -22,7 +22,7 @@ from cluster.interrupts import Interrupts, interrupts
 from cluster.machine import this_machine
 from cluster.pulse import DriverLost, Pulse
 from cluster.resources import Placement, check_local, private_cpus, requirements
-from cluster.runtime_env import go_offline
+from cluster.runtime_env import endpoint_environment, go_offline
 
 if TYPE_CHECKING:
     from genal_ray.preflight import Preflight
@@ -265,7 +265,8 @@ def _watch(driver: Any, job: _Job, arrived: Interrupts) -> RunStatus:
 
     from actors.liveness import DIED
 
-    work, pulse = driver.run.remote(), Pulse(driver, job.store.path, job.config.cluster.heartbeat_s)
+    work = driver.run.remote(endpoint_environment(job.config))
+    pulse = Pulse(driver, job.store.path, job.config.cluster.heartbeat_s)
     heard, ended = 0, False
     try:
         while True:

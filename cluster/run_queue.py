@@ -21,6 +21,7 @@ from cluster.interrupts import Interrupts, interrupts
 from cluster.launch import clean_up, record_budget, start_driver
 from cluster.pulse import DriverLost, Pulse
 from cluster.room import Room
+from cluster.runtime_env import endpoint_environment
 from genal_ray.comparison.outputs import write_outputs
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.evaluation import QUALITY, quality, quality_metric
@@ -157,7 +158,7 @@ def _start(comparison: Comparison, job: Job, address: str) -> Active:
         job.store.create(job.config)
     record_budget(job.store, comparison.budgets[job.method, job.seed])
     driver = start_driver(job.config, job.store, address)
-    work = driver.run.remote()
+    work = driver.run.remote(endpoint_environment(job.config))
     pulse = Pulse(driver, job.store.path, job.config.cluster.heartbeat_s)
     return Active(job=job, driver=driver, work=work, pulse=pulse)
 

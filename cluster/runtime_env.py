@@ -11,7 +11,10 @@ import genal_ray
 from genal_ray.config import RunConfig
 from genal_ray.paths import is_local
 
-_NOT_UPLOADED = [".git", ".venv*", "runs", "tests", "benchmarks", "docs", "**/__pycache__", ".*_cache", "dist", "build"]
+_NOT_UPLOADED = [
+    *(".git", ".venv*", "/runs", "/models", "tests", "benchmarks", "docs"),
+    *("**/__pycache__", ".*_cache", "dist", "build"),
+]
 
 
 def source_root() -> Path:
@@ -50,6 +53,15 @@ def environment(*configs: RunConfig) -> dict[str, str]:
     if not any(map(uses_hub, configs)):
         variables["HF_HUB_OFFLINE"] = "1"
     return variables
+
+
+def endpoint_environment(config: RunConfig) -> dict[str, str | None]:
+    """What `Driver.run` is told, so that it asks the endpoint that was checked here: on a cluster that was joined, its
+    environment is that of `ray start`. None stands for a variable that is not set.
+
+    Not part of `runtime_env`, which Ray writes to its logs.
+    """
+    return {} if config.llm is None else {name: os.environ.get(name) for name in config.llm.variables}
 
 
 def runtime_env(config: RunConfig, private: Path | None, others: Sequence[RunConfig] = ()) -> dict[str, Any]:

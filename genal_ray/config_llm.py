@@ -81,6 +81,13 @@ class LLMConfig(Section):
     def model_name(self) -> str:
         return self.model or "generator"
 
+    @property
+    def variables(self) -> list[str]:
+        """Environment variables that decide which endpoint is asked, and as whom."""
+        if self.backend == "generator":
+            return []
+        return [self.api_key_env, "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"]
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.backend == "endpoint" and self.model is None:

@@ -17,7 +17,7 @@ from genal_ray.validation import suggestion, validate
 class Plugin(BaseModel):
     """A plug-in is its configuration: its fields are its hyper-parameters."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     name: str
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,9 +41,12 @@ class FakeDriver:
         self._ending = ending
         self._stopped: list[bool] = []
         self._known = False
+        self._environment: dict[str, str | None] = {}
 
-    async def run(self) -> None:
+    async def run(self, environment: dict[str, str | None]) -> None:
         import asyncio
+
+        self._environment = environment
 
         while self._ending in ("stop", "hang") and not self._stopped:
             await asyncio.sleep(0.05)
@@ -64,7 +69,8 @@ class FakeDriver:
         if self._ending == "hang" and self._known:
             time.sleep(3600)
         state = State.STOPPED if self._stopped else State.DONE
-        return RunStatus(state=state, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,))
+        told = json.dumps(self._environment)
+        return RunStatus(state=state, round=1, num_rounds=2, num_labels=20, budget=60, reports=(REPORT,), reason=told)
 
     async def stop(self, now: bool = False) -> None:
         self._stopped.append(now)
@@ -95,9 +101,9 @@ def make_job(folder: Path, *settings: str, address: str | None = None, url: str 
     return launch._Job(config=config, store=store, placements=(), budget=budget, address=address, view=Recorder())
 
 
-def watch(ending: str, tmp_path: Path, *signals: int) -> tuple[RunStatus, Recorder]:
+def watch(ending: str, tmp_path: Path, *signals: int, settings: Sequence[str] = ()) -> tuple[RunStatus, Recorder]:
     driver: Any = ray.remote(FakeDriver).options(num_cpus=0, max_concurrency=4).remote(ending)
-    job, arrived = make_job(tmp_path, "cluster.heartbeat_s=3"), Interrupts(grace_s=60)
+    job, arrived = make_job(tmp_path, "cluster.heartbeat_s=3", *settings), Interrupts(grace_s=60)
     for number in signals:
         arrived.note(number)
     view: Any = job.view
@@ -110,6 +116,16 @@ def test_the_last_status_is_returned_and_shown(tmp_path: Path) -> None:
     status, view = watch("done", tmp_path)
     assert status.state is State.DONE
     assert view.statuses[-1].reports == status.reports
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_driver_is_told_which_endpoint_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    status, _ = watch("done", tmp_path, settings=("annotators.synthetic=llm", "llm.model=m"))
+    environment = json.loads(status.reason)
+    assert (environment["OPENAI_API_KEY"], environment["OPENAI_BASE_URL"]) == ("a key", None)
 
 
 @pytest.mark.ray
@@ -134,7 +150,7 @@ def test_a_driver_that_the_memory_monitor_killed_is_lost(tmp_path: Path, monkeyp
     def get(reference: str) -> None:
         raise OutOfMemoryError("the node is low on memory")
 
-    method = SimpleNamespace(remote=lambda: "a reference")
+    method = SimpleNamespace(remote=lambda *_: "a reference")
     monkeypatch.setattr(ray, "wait", lambda references, timeout: (references, []))
     monkeypatch.setattr(ray, "get", get)
     driver = SimpleNamespace(run=method, pid=method, status=method)

@@ -34,7 +34,7 @@ class Driver:
     def __init__(self, **answers: object) -> None:
         for call in ("run", "pid", "status"):
             reference = SimpleNamespace(answer=answers.get(call, PENDING))
-            setattr(self, call, SimpleNamespace(remote=lambda reference=reference: reference))
+            setattr(self, call, SimpleNamespace(remote=lambda *_, reference=reference: reference))
 
 
 PENDING = object()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,10 +15,12 @@ import psutil
 import pytest
 from fakes import make_config
 from openai_server import MODEL, Answer, serve
+from ray import cloudpickle
 
 import genal_ray
 from cluster import contact
 from cluster.cli import main
+from cluster.runtime_env import endpoint_environment
 from cluster.session import Session, private_cluster
 from genal_ray.config import LLMConfig, load_config
 from genal_ray.errors import RunError, UserError
@@ -90,6 +93,37 @@ def test_a_fault_and_kept_logs_hold_no_secret(
     assert Session(address="x", logs=tmp_path / "logs").keep_logs(tmp_path / "run") is not None
     (tmp_path / "logs" / "worker-1.err").unlink()
     assert_clean(tmp_path)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_session")
+def test_a_joined_clusters_driver_asks_the_endpoint_that_was_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers have the environment of `ray start`; a key goes from process to process, and is written nowhere."""
+    import ray
+
+    from actors.driver import Driver
+
+    class Told(Driver):
+        async def _run(self) -> str:
+            return json.dumps([os.environ.get(name) for name in ("MY_KEY", "OPENAI_BASE_URL")])
+
+        async def has(self, name: str) -> bool:
+            return name in os.environ
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not see the tests
+    config = make_config(llm={"model": "m", "api_key_env": "MY_KEY"})
+    store = RunDirectory(tmp_path / "run")
+    store.create(config)
+    there = {"env_vars": {"OPENAI_BASE_URL": "http://another/v1"}}
+    driver = ray.remote(Told).options(num_cpus=0, runtime_env=there).remote(config.to_yaml(), str(store.path))
+    monkeypatch.setenv("MY_KEY", SECRET)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    assert ray.get([driver.has.remote("MY_KEY"), driver.has.remote("OPENAI_BASE_URL")]) == [False, True]
+    ray.get(driver.run.remote(endpoint_environment(config)))
+    assert json.loads(ray.get(driver.status.remote()).reason) == [SECRET, None]
+    assert_clean(Path(ray._private.worker._global_node.get_session_dir_path()) / "logs")  # type: ignore[attr-defined]
 
 
 def assert_clean(folder: Path) -> None:
