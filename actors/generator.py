@@ -38,6 +38,8 @@ DEPLOYMENT = "generator"
 MAX_ATTEMPTS = 5
 MAX_STARTS = 2
 """Times `start_timeout_s` that are waited for a replica: one that hangs is replaced after the first."""
+MAX_TRANSFERS = 2
+"""Weight transfers from GPU to GPU that may fail one after the other, before no more are tried."""
 STOP_TIMEOUT_S = 90.0
 """For Serve to take the deployment down; it gives up by itself after 60 s."""
 FAILED_CHECKS = 3
@@ -76,6 +78,7 @@ class GeneratorService:
             heartbeat_s=heartbeat_s,
             incidents=self._incidents,
         )
+        self._failed_transfers = 0
         self._deploying: asyncio.Future[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._handle: DeploymentHandle[Any]
@@ -164,12 +167,17 @@ class GeneratorService:
         new = self._ref(policy)
         await self._ask_registry("publish", new)
         self._policy = new
-        if send is not None:
+        if send is not None and self._failed_transfers < MAX_TRANSFERS:
             try:
                 await asyncio.wait_for(send(), self._config.timeout_s + 5)  # its own error says more
+                self._failed_transfers = 0
             except (TimeoutError, HandOverError) as error:
                 # the folder has them, too
-                await self._incidents.lost("weight transfer", str(error) or "it took too long")
+                self._failed_transfers += 1
+                why = str(error) or "it took too long"
+                if self._failed_transfers == MAX_TRANSFERS:
+                    why += "; from now on weights go by the policy's folder (generator.weight_transfer=file)"
+                await self._incidents.lost("weight transfer", why)
         try:
             reports = await self._load_everywhere(new)
         except TimeoutError:

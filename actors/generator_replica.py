@@ -20,7 +20,7 @@ from ray import serve
 from ray.actor import ActorHandle
 
 from actors.generator_chat import chat_reply, chat_sampling
-from actors.generator_engine import engine_args, model_location
+from actors.generator_engine import engine_args, model_location, pretrained_folder
 from actors.weights import Backend, PolicyRef, PolicyRegistry, ReplicaReport, to_start_with
 from genal_ray.config import GeneratorConfig
 from genal_ray.errors import RunError, StalePolicyError, UserError
@@ -305,14 +305,17 @@ class GeneratorReplica:
                 raise BrokenReplicaError(f"replica {self._name}: {self._broken}") from error
 
     async def _load_folder(self, policy: PolicyRef) -> None:
+        folder = policy.path
+        if folder == model_location(self._config):
+            folder = await asyncio.to_thread(pretrained_folder, self._config)
         await self._idle.wait()
         await self._engine.pause_generation(mode="wait", clear_cache=True)
         if self._backend == "file":
             await self._transfer("start", {})
-            await self._transfer("update", {"path": policy.path})
+            await self._transfer("update", {"path": folder})
             await self._transfer("finish", {}, policy)
         else:
-            await self._engine.collective_rpc("load_policy_folder", args=(policy.path,))
+            await self._engine.collective_rpc("load_policy_folder", args=(folder,))
             await self._engine.update_weight_version(str(policy.version))
         await self._engine.resume_generation()
         self._version = policy.version

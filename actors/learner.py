@@ -15,10 +15,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.backoff import wait_s
-from actors.generator_engine import pretrained_folder
+from actors.generator_engine import model_location
 from actors.incidents import Incidents
 from actors.learner_worker import LearnerWorker
-from actors.liveness import CONTROL, CONTROL_GROUP, Place, Unresponsive, attended
+from actors.liveness import CONTROL, CONTROL_GROUP, START_TIMEOUT_S, Place, Unresponsive, attended
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
 from genal_ray.errors import GenalRayError, HandOverError, RunError
@@ -89,7 +89,7 @@ class LearnerGroup:
         }
         actor = ray.remote(**options)(LearnerWorker)
         self._workers = [actor.remote(self._config, rank=rank, world_size=size) for rank in range(size)]
-        self._places = await self._call("place", heartbeat_s=self._learner.timeout_s)  # not before they have started
+        self._places = await self._call("place", longest_s=self._longest_start_s)  # not before they have started
         (host, port), *_ = await self._call("listen", ranks=[0])
         await self._call("start", host, port, None if self._state is None else self._state / "learner")
 
@@ -115,8 +115,8 @@ class LearnerGroup:
         """Goes back to the state, KL coefficient included, that `update` saved with `policy`, or to the pretrained
         one; the replicas keep what they have until `hand_over`.
 
-        Returns `policy`, or the pretrained one as version 0. Raises UserError when there is no such state, RunError as
-        `update` does; the group is then stopped.
+        Returns `policy`, or the pretrained one as version 0, whose path is empty. Raises UserError when there is no
+        such state, RunError as `update` does; the group is then stopped.
         """
         if policy is not None and not policy.path:
             policy = None
@@ -128,17 +128,13 @@ class LearnerGroup:
         else:
             await self._persist("restore", None if state is None else state / "learner")
             self._state = state
-        if policy is not None:
-            return policy
-        folder = await asyncio.to_thread(pretrained_folder, self._generator)
-        return PolicyUpdate(version=0, path=folder, metrics={})
+        return policy or PolicyUpdate(version=0, path="", metrics={})
 
     async def hand_over(self, policy: PolicyUpdate) -> dict[str, float]:
         """Brings the policy to every generator replica; returns `timing/*` figures. Raises HandOverError."""
         if resolve_backend(self._config) == "file":
             return await self._hand_over(policy)
-        path = policy.path or await asyncio.to_thread(pretrained_folder, self._generator)
-        ref = PolicyRef(version=policy.version, path=path)
+        ref = PolicyRef(version=policy.version, path=policy.path or model_location(self._generator))
         return await self._hand_over(policy, lambda: self._persist("send_weights", ref, self._app_name))
 
     async def stop(self) -> None:
@@ -176,9 +172,10 @@ class LearnerGroup:
                 raise
 
     async def _call(
-        self, method: str, *args: Any, ranks: Sequence[int] | None = None, heartbeat_s: float | None = None
+        self, method: str, *args: Any, ranks: Sequence[int] | None = None, longest_s: float | None = None
     ) -> list[Any]:
-        """The method's results by rank. One failure ends the group: the others would wait for it for ever."""
+        """The method's results by rank. One failure ends the group: the others would wait for it for ever. `longest_s`
+        takes the place of the learner's time-out and of its heartbeat."""
         chosen = self._workers if ranks is None else [self._workers[rank] for rank in ranks]
         calls = asyncio.gather(*(getattr(worker, method).remote(*args) for worker in chosen))
         hung: list[Place] = []
@@ -186,8 +183,8 @@ class LearnerGroup:
             return await attended(
                 calls,
                 lambda: asyncio.gather(*(w.place.options(concurrency_group=CONTROL).remote() for w in chosen)),
-                timeout_s=self._learner.timeout_s,
-                heartbeat_s=heartbeat_s or self._config.cluster.heartbeat_s,
+                timeout_s=longest_s or self._learner.timeout_s,
+                heartbeat_s=longest_s or self._config.cluster.heartbeat_s,
             )
         except TimeoutError as error:
             failure: GenalRayError = self._overdue(method, error)
@@ -201,7 +198,16 @@ class LearnerGroup:
         self._kill()
         raise failure
 
+    @property
+    def _longest_start_s(self) -> float:
+        return START_TIMEOUT_S + self._config.cluster.resource_wait_s
+
     def _overdue(self, method: str, error: TimeoutError) -> WorkersLost:
+        if method == "place":
+            return WorkersLost(
+                f"the learner did not start within {self._longest_start_s:.0f} s: it asks for {self._needs()}; free "
+                "them, or lower learner.num_workers, learner.num_cpus or learner.num_gpus"
+            )
         if isinstance(error, Unresponsive):
             return WorkersLost(f"a learner worker hangs in {method}: {error}")
         return WorkersLost(

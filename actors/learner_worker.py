@@ -29,7 +29,6 @@ from actors.weight_sender import ParamMeta, WeightSender
 from actors.weights import PolicyRef, resolve_backend
 from genal_ray.config import RunConfig
 from genal_ray.files import remove, writing
-from genal_ray.paths import resolve_model
 from genal_ray.policy_model import causal_lm, frozen_reference, load_policy, policy_parameters, policy_tensors
 from genal_ray.ppo import adapted_coefficient
 from genal_ray.ppo_batch import pack
@@ -263,7 +262,7 @@ class LearnerWorker:
         writer.finish(values)
 
     def _save_model(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
+        from genal_ray.model_checks import load_tokenizer
 
         tensors = {}
         for name, tensor in self.weight_source():
@@ -278,9 +277,7 @@ class LearnerWorker:
         config.save_pretrained(folder)
         lm.generation_config.save_pretrained(folder)
         save_torch_state_dict(tensors, folder, metadata={"format": "pt"})
-        AutoTokenizer.from_pretrained(
-            resolve_model(self._generator.model), revision=self._generator.revision
-        ).save_pretrained(folder)
+        load_tokenizer(self._generator, "generator").save_pretrained(folder)
 
 
 class PolicyWeights:

@@ -33,6 +33,8 @@ DIED = (RayActorError, OutOfMemoryError)
 """What a call of an actor raises when its process has died: the second, which is no RayActorError, when it was Ray's
 memory monitor that killed it."""
 
+START_TIMEOUT_S = 300.0
+"""For processes to start and libraries to load, on top of the wait for resources."""
 DUMP_TIMEOUT_S = 60.0
 """For a task to start beside the process and to look at it."""
 REACH_TIMEOUT_S = 5.0

@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.backoff import wait_s
 from actors.incidents import Incidents
-from actors.liveness import DIED, Place, Unresponsive, attended
+from actors.liveness import DIED, START_TIMEOUT_S, Place, Unresponsive, attended
 from actors.student_mailbox import JobState, StudentMailbox, TrainRunLost
 from actors.student_worker import FitJob, WorkerSetup
 from genal_ray.config import RunConfig
@@ -30,8 +30,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 300.0
-"""For processes to start and libraries to load, on top of the wait for resources."""
 STOP_TIMEOUT_S = 20.0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from actors.liveness import START_TIMEOUT_S
 from genal_ray.config import RunConfig, WarmupConfig
 from genal_ray.errors import GenalRayError, RunError
 from genal_ray.observer import Observer
@@ -21,8 +22,6 @@ from genal_ray.types import Instance
 from genal_ray.warmup import WarmupRecord, read_record, warm_up, with_warm_generator
 
 STAGE = "warm-up"
-START_TIMEOUT_S = 300.0
-"""For the process to start and libraries to load, on top of the wait for resources."""
 _POLL_S = 0.5
 
 

@@ -27,7 +27,8 @@ class PolicyRef:
     version: int
     """0 is the pretrained one."""
     path: str
-    """Plain Hugging Face folder (or hub name, for version 0) that every replica can read."""
+    """Plain Hugging Face folder that every replica can read; of the pretrained policy, whatever its version, which may
+    be a hub name, `actors.generator_engine.model_location`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ def to_start_with(published: PolicyRef, pretrained: str) -> PolicyRef:
 
     A registry that was restarted publishes what the driver began with, whose weights may have been pruned since.
     """
-    if published.version > 0 and not Path(published.path).is_dir():
+    if published.version > 0 and published.path != pretrained and not Path(published.path).is_dir():
         return PolicyRef(version=0, path=pretrained)
     return published
 

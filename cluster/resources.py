@@ -115,7 +115,7 @@ def totals(placements: Sequence[Placement]) -> Totals:
     steps = sequence(placements)
     return Totals(
         num_cpus=max(sum(p.count * p.num_cpus for p in step) for step in steps),
-        num_gpus=max(sum(p.count * p.num_gpus for p in step) for step in steps),
+        num_gpus=round(max(sum(p.count * p.num_gpus for p in step) for step in steps), 4),  # 0.2 + 0.4 + 0.3 + 0.1 is 1
         host=max(sum(p.count * p.footprint.host for p in step) for step in steps),
         gpu=max(sum(p.count * p.footprint.gpu for p in step) for step in steps),
     )
@@ -190,6 +190,11 @@ def _gpu_problems(config: RunConfig, placements: Sequence[Placement], machine: M
             f"{wanted:g} GPUs are asked for, this machine has {present}: lower the num_gpus of the parts, or join a "
             "cluster with --address"
         )
+    elif not all(_is_shared_out(step, present) for step in sequence(placements)):
+        problems.append(
+            f"the shares of GPUs come to {wanted:g}, and yet do not fit on {present}, as no part may have its share on "
+            "two of them: change the num_gpus of the parts"
+        )
     generator = config.generator
     if generator is not None and generator.num_gpus and generator.tensor_parallel_size > math.ceil(generator.num_gpus):
         problems.append(
@@ -210,6 +215,18 @@ def _gpu_problems(config: RunConfig, placements: Sequence[Placement], machine: M
                 f"have {gib(room)}: {_less_gpu_memory(p.actor)}"
             )
     return problems
+
+
+def _is_shared_out(placements: Sequence[Placement], num_gpus: int) -> bool:
+    """Whether every actor's share finds a GPU with room for it, the largest first."""
+    free = [1.0] * num_gpus
+    for share in sorted((p.num_gpus for p in placements for _ in range(p.count)), reverse=True):
+        for _ in range(max(1, math.ceil(share)) if share else 0):
+            fitting = [i for i, left in enumerate(free) if round(left - min(share, 1.0), 4) >= 0]
+            if not fitting:
+                return False
+            free[fitting[0]] -= min(share, 1.0)
+    return True
 
 
 def _less_gpu_memory(actor: str) -> str:

@@ -32,7 +32,7 @@ class Room:
         needs = [totals(requirements(config)) for config in configs]
         return (
             sum(_busy_cores(config) for config in configs) <= self._cores
-            and sum(need.num_gpus for need in needs) <= self._gpus
+            and round(sum(need.num_gpus for need in needs), 4) <= self._gpus
             and sum(need.host for need in needs) <= self._memory
         )
 
@@ -60,7 +60,7 @@ def _fit(configs: Sequence[RunConfig], resources: Mapping[str, float]) -> bool:
     needs = [totals(requirements(config)) for config in configs]
     return (
         sum(need.num_cpus for need in needs) <= resources.get("CPU", 0)
-        and sum(need.num_gpus for need in needs) <= resources.get("GPU", 0)
+        and round(sum(need.num_gpus for need in needs), 4) <= resources.get("GPU", 0)
     )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def train_annotator(
     corpus = _full_corpus(config)
     texts, labels = _training_set(corpus, rows, seed=config.seed)
     student = config.student if model is None else config.student.model_copy(update={"model": model})
-    check_student(student, "cls", tags_words=corpus.labels.tags_words)
+    check_student(student, None, tags_words=corpus.labels.tags_words)
     trained = fit(
         student, texts, labels, corpus.labels, seed=derive_seed(config.seed, "annotator"), progress=progress
     )

@@ -116,7 +116,7 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
     kl: KLConfig = KLConfig()
     num_cpus: float = Field(1, ge=0, description="per worker")
-    num_gpus: float = Field(0, ge=0, description="per worker")
+    num_gpus: float = Field(0, ge=0, le=1, description="per worker")
     threads: int = Field(1, ge=1, description="per worker")
     timeout_s: float = Field(3600, gt=0, description="for one update")
     max_failures: int = Field(3, ge=0, description="lost or hanging workers that are survived in one run")

@@ -49,6 +49,17 @@ Part = Annotated[int | float, PlainValidator(_part)]
 Location = Annotated[str, AfterValidator(absolute)]
 """A hub name, or a path, made absolute because actors run in other directories."""
 
+
+
+def _gpus(value: float) -> float:
+    if value > 1 and value != int(value):
+        raise ValueError(f"expected 0, a share below 1, or a whole number of GPUs, got {value:g}")
+    return value
+
+
+Gpus = Annotated[float, Field(ge=0), AfterValidator(_gpus)]
+"""As Ray gives them out."""
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -239,7 +250,7 @@ class GeneratorConfig(Section):
         "auto", description="auto: nccl where generator and learner have whole GPUs, else file"
     )
     num_cpus: float = Field(1, ge=0, description="logical CPUs per replica")
-    num_gpus: float = Field(0, ge=0, description="GPUs per replica; tensor_parallel_size of them on GPU nodes")
+    num_gpus: Gpus = Field(0, description="GPUs per replica; tensor_parallel_size of them on GPU nodes")
     threads: int = Field(1, ge=1)
     timeout_s: float = Field(600, gt=0, description="for one request, and for one weight hand-over")
     start_timeout_s: float = Field(600, gt=0)
@@ -249,7 +260,7 @@ class GeneratorConfig(Section):
 def check_group(num_workers: int, num_gpus: float) -> None:
     """Raises InvalidValues for workers that Ray may put on one GPU: NCCL, over which they meet, connects none such."""
     if num_workers > 1 and 0 < num_gpus < 1:
-        message = f"must be 0 or at least 1 with {num_workers} workers, got {num_gpus:g}: NCCL needs a GPU for each"
+        message = f"must be 0 or 1 with {num_workers} workers, got {num_gpus:g}: NCCL needs a GPU for each"
         raise InvalidValues(Problem(("num_gpus",), message))
 
 
@@ -277,7 +288,7 @@ class StudentConfig(Section):
     max_length: int = Field(128, ge=4, description="tokens")
     dtype: Dtype = "auto"
     num_cpus: float = Field(1, ge=0, description="per worker")
-    num_gpus: float = Field(0, ge=0, description="per worker")
+    num_gpus: float = Field(0, ge=0, le=1, description="per worker")
     threads: int = Field(1, ge=1, description="per worker")
     max_failures: int = Field(3, ge=0, description="worker crashes that are survived in one run")
     timeout_s: float = Field(3600, gt=0, description="for one fit")
@@ -302,7 +313,7 @@ class ScorerConfig(Section):
     piece_size: int = Field(512, ge=1, description="candidates per piece of work")
     max_batch_tokens: int = Field(4096, ge=16, description="tokens in one forward pass, padding included")
     num_cpus: float = Field(1, ge=0, description="per actor")
-    num_gpus: float = Field(0, ge=0, description="per actor")
+    num_gpus: float = Field(0, ge=0, le=1, description="per actor")
     threads: int = Field(1, ge=1, description="per actor")
     timeout_s: float = Field(600, gt=0, description="for one piece")
 

@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
@@ -55,9 +56,9 @@ def check_generator(config: GeneratorConfig) -> None:
         )
 
 
-def check_student(config: StudentConfig, encoding: str, *, tags_words: bool = False) -> None:
+def check_student(config: StudentConfig, encoding: str | None, *, tags_words: bool = False) -> None:
     """Raise UserError unless `student.model` can be trained as a sequence classifier, or to tag words, on texts of
-    `max_length`, and its `encoding` taken as the scorers need it."""
+    `max_length`, and its `encoding` taken as the scorers need it; with None nobody does."""
     model = _config(config, "student")
     generative = [a for a in _architectures(model) if a.endswith(("ForCausalLM", "LMHeadModel"))]
     wanted = "token" if tags_words else "sequence"
@@ -74,6 +75,12 @@ def check_student(config: StudentConfig, encoding: str, *, tags_words: bool = Fa
         raise UserError(
             f"scorer.encoding is pooler but a {model.model_type} classifier such as {config.model} has no pooler: "
             "set scorer.encoding to cls or mean"
+        )
+    causal = model.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if encoding == "cls" and causal and model.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(
+            f"scorer.encoding is cls, the state of the first token, which in a {model.model_type} model such as "
+            f"{config.model} has seen no other: set scorer.encoding=mean"
         )
     positions = _positions(model)
     tokenizer = load_tokenizer(config, "student")

@@ -114,7 +114,12 @@ ASKS = PLAN + " --set acquisition=random --set strategy=evokd --set annotators.s
 PLACES = [
     case("too few CPUs", PLAN + " --set cluster.num_cpus=1 --set scorer.num_cpus=4",
          FIT + "5 logical CPUs are needed but cluster.num_cpus is 1: raise it"),
-    case("GPUs", PLAN + " --set scorer.num_gpus=64", "64 GPUs are asked for, this machine has", "join a cluster with"),
+    case(
+        "GPUs",
+        PLAN + " --set scorer.num_gpus=1 --set scorer.num_actors=64",
+        "64 GPUs are asked for, this machine has",
+        "join a cluster with",
+    ),
     case("memory", PLAN + " --set scorer.num_actors=100000", "of memory are needed", "fewer actors"),
     case("shared memory", PLAN + " --set cluster.object_store_gib=100000", "of memory are needed", "object_store_gib"),
     case("disk", PLAN + " --set keep_last=10000000", "the run directory needs about", "lower keep_last"),

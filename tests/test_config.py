@@ -171,8 +171,10 @@ def test_integer_keys_may_name_labels(write: Any) -> None:
             ["annotators.synthetic=hidden", "generator.top_p=0.9"],
             "generator.top_p: must be 1 while learner.name is ppo",
         ),
-        (["student.num_gpus=0.5", "student.num_workers=2"], "student.num_gpus: must be 0 or at least 1 with 2 workers"),
-        (["learner.num_gpus=0.5", "learner.num_workers=2"], "learner.num_gpus: must be 0 or at least 1 with 2 workers"),
+        (["generator.num_gpus=1.5"], "generator.num_gpus: expected 0, a share below 1, or a whole number of GPUs"),
+        (["scorer.num_gpus=2"], "scorer.num_gpus: must be at most 1"),
+        (["student.num_gpus=0.5", "student.num_workers=2"], "student.num_gpus: must be 0 or 1 with 2 workers"),
+        (["learner.num_gpus=0.5", "learner.num_workers=2"], "learner.num_gpus: must be 0 or 1 with 2 workers"),
         (
             [
                 *("annotators.synthetic=hidden", "generator.weight_transfer=ipc", "learner.num_gpus=0.4"),

@@ -15,7 +15,7 @@ import torch
 from conftest import make_tiny_lm
 from ray import serve
 
-from actors.generator import GeneratorService
+from actors.generator import MAX_TRANSFERS, GeneratorService
 from actors.generator_replica import GenerateRequest
 from actors.weight_sender import ReplicaClient
 from actors.weights import PolicyRef
@@ -268,6 +268,16 @@ def test_learner_drives_a_hand_over_step_by_step(session: Session, policies: lis
 
     session.run(session.service.load_policy(newest, fails))
     assert {report.version for report in client.replicas()} == {4}, "read from the folder"
+    tried: list[None] = []
+
+    async def tries() -> None:
+        tried.append(None)
+        await fails()
+
+    for _ in range(3):
+        session.run(session.service.load_policy(newest, tries))
+    assert len(tried) == MAX_TRANSFERS - 1, "one that failed time and again is not waited for any more"
+    session.service._failed_transfers = 0
     prompts = make_prompts([25, 140], session.model)
     request = GenerateRequest(prompts=tuple(prompts), policy=session.service.policy, greedy=True)
     for completions in session.from_every_replica(request):

@@ -64,7 +64,7 @@ def test_the_group_learns_saves_hands_over_and_says_why_it_fails(
                 load_file(Path(second.path) / "model.safetensors"),
             )
             pretrained = await group.restore(None)
-            assert (pretrained.version, pretrained.path) == (0, str(tiny_lm.resolve()))
+            assert (pretrained.version, pretrained.path) == (0, "")
             await group.update(make_rollouts(6), 1, tmp_path / "anew")
             for file in ("model/model.safetensors", "learner/state-00001.safetensors"):
                 assert_equal(load_file(tmp_path / "anew" / file), load_file(tmp_path / "1" / file))
@@ -153,6 +153,18 @@ def test_a_start_that_fails_is_told(ray_session: None, tiny_lm: Path, tmp_path: 
             await group.start()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.ray
+def test_workers_for_whom_there_is_no_room_are_told_in_minutes(
+    ray_session: None, tiny_lm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not after learner.timeout_s, which is for an update of a large model."""
+    monkeypatch.setattr("actors.learner.START_TIMEOUT_S", 0.1)
+    config = make_config(tiny_lm, num_cpus=1000, max_failures=0)
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"resource_wait_s": 0.1})})
+    with pytest.raises(RunError, match=r"did not start within 0 s: it asks for 1 workers of 1000 CPUs"):
+        asyncio.run(LearnerGroup(config, unused).start())
 
 
 def test_a_weight_transfer_that_fails_costs_the_group_and_not_the_learner(

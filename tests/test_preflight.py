@@ -182,6 +182,17 @@ def test_encoding_has_to_be_the_students(demo: Callable[..., RunConfig], tmp_pat
         check_student(config.student, "pooler")
 
 
+def test_the_first_token_of_a_decoder_encodes_nothing(
+    demo: Callable[..., RunConfig], tmp_path: Path, tiny_lm: Path
+) -> None:
+    qwen = {"architectures": ["Qwen2ForSequenceClassification"]}
+    student = demo(f"student.model={copied(tiny_lm, tmp_path / 'decoder', **qwen)}").student
+    with pytest.raises(UserError, match=r"has seen no other: set scorer\.encoding=mean"):
+        check_student(student, "cls")
+    check_student(student, "mean")
+    check_student(student, None)
+
+
 SERVED = ("llm={backend: generator}", "strategy=evokd", "acquisition=random", "annotators.synthetic=llm")
 """The run's own vLLM as chat model."""
 

@@ -112,6 +112,20 @@ def test_a_replica_may_share_a_gpu() -> None:
     check_local(made, requirements(made), GPU_NODE)
 
 
+def test_shares_that_come_to_one_gpu_fit_on_it() -> None:
+    """Though in binary 0.2 + 0.4 + 0.3 + 0.1 is more."""
+    shares = {"scorer": 0.2, "student": 0.4, "generator": 0.3, "learner": 0.1}
+    made = small(**{part: {"num_gpus": share} for part, share in shares.items()})
+    one = Machine(cores=16, memory=200 * GIB, shared_memory=GIB, disk=500 * GIB, gpus=(80 * GIB,))
+    check_local(made, requirements(made), one)
+
+
+def test_shares_that_no_gpu_has_room_for() -> None:
+    made = small(**{part: {"num_gpus": 0.6} for part in ("student", "generator", "learner")})
+    two = Machine(cores=16, memory=200 * GIB, shared_memory=GIB, disk=500 * GIB, gpus=(80 * GIB, 80 * GIB))
+    assert "the shares of GPUs come to 1.8, and yet do not fit on 2" in refusal(made, two)
+
+
 def test_workers_put_temporary_files_into_the_folder_that_goes_with_a_private_cluster(tmp_path: Path) -> None:
     assert runtime_env(config(), tmp_path)["env_vars"]["TMPDIR"] == str(tmp_path)
     assert "TMPDIR" not in runtime_env(config(), None)["env_vars"]

@@ -53,6 +53,12 @@ def test_a_policy_whose_weights_were_pruned_is_not_started_with(version: int, ke
     assert to_start_with(published, pretrained.path) == expected
 
 
+def test_a_restored_pretrained_policy_keeps_its_version() -> None:
+    """A guard's round gives the pretrained policy a number of its own; on the hub it has no folder."""
+    restored = PolicyRef(version=7, path="org/model")
+    assert to_start_with(restored, "org/model") == restored
+
+
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> GeneratorReplica:
     """Of version 0, with stand-ins for the registry and the engine, which takes any weights."""
@@ -70,6 +76,20 @@ def replica(monkeypatch: pytest.MonkeyPatch) -> GeneratorReplica:
         setattr(engine, call, nothing)
     made._engine = engine
     return made
+
+
+def test_a_restored_pretrained_policy_is_read_from_the_local_copy_of_the_hub(
+    replica: GeneratorReplica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    async def call(method: str, args: tuple[str]) -> None:
+        read.extend(args)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: f"/cache/{name}")
+    replica._engine.collective_rpc = call  # type: ignore[method-assign, assignment]
+    report = asyncio.run(replica.load_policy(PolicyRef(version=7, path="org/model")))
+    assert (report.version, report.error, read) == (7, None, ["/cache/org/model"])
 
 
 @pytest.mark.parametrize("then", ["load_policy", "start"])
