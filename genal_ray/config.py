@@ -134,7 +134,10 @@ class RunConfig(Section):
                 raise InvalidValues(Problem(("generator",), message))
         if self.llm is not None and self.asks_llm and self.llm.backend == "generator":
             if self.generator is None:
-                message = "missing: llm.backend is generator; give generator.model, or set llm.backend=endpoint"
+                message = (
+                    "missing: llm.backend is generator, and pool methods have none; give generator.model, or set "
+                    "llm.backend=endpoint"
+                )
                 raise InvalidValues(Problem(("generator",), message, missing=True))
             if self.learns:
                 message = "must be none with llm.backend generator: a policy that learns would not label as before"
