@@ -50,7 +50,6 @@ Location = Annotated[str, AfterValidator(absolute)]
 """A hub name, or a path, made absolute because actors run in other directories."""
 
 
-
 def _gpus(value: float) -> float:
     if value > 1 and value != int(value):
         raise ValueError(f"expected 0, a share below 1, or a whole number of GPUs, got {value:g}")
