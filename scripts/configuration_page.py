@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from genal_ray import registry
 from genal_ray.acquisition import Acquisition
@@ -64,14 +65,14 @@ def _may_be_left_out(field: FieldInfo) -> bool:
 
 
 def _flat(section: type[BaseModel], prefix: str) -> dict[str, FieldInfo]:
-    """The options of a section and of those within it, by their dotted names."""
+    """The options of a section and of those within it, by their dotted names; `[]` stands for each of a list."""
     found: dict[str, FieldInfo] = {}
     for name, field in section.model_fields.items():
-        inner = _section(field)
-        if inner is None or _may_be_left_out(field):
+        inner, listed = _section(field), typing.get_origin(field.annotation) is tuple
+        if inner is None or listed or _may_be_left_out(field):
             found[prefix + name] = field
         if inner is not None:
-            found |= _flat(inner, f"{prefix}{name}.")
+            found |= _flat(inner, f"{prefix}{name}{'[]' if listed else ''}.")
     return found
 
 
@@ -87,7 +88,7 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Plugin):
         value = value.name
-    return f"`{json.dumps(value)}`"
+    return f"`{json.dumps(to_jsonable_python(value, exclude_none=True))}`"
 
 
 def _meaning(field: FieldInfo) -> str:
