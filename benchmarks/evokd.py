@@ -1,4 +1,4 @@
-"""EvoKD, its ablations and its baselines against a simulated teacher: accuracy per iteration, as a share of full-shot.
+"""EvoKD, its ablations and its baselines against a simulated teacher: accuracy by labels, as a share of full-shot.
 
     python benchmarks/evokd.py --data ../shared/data --out runs/evokd [--sets sst2,ag_news] [--shots 1,5] [--seeds 3]
 
@@ -100,7 +100,7 @@ def main() -> None:
             config = write_config(name, folder, int(shots), args)
             with teacher(folder / "hidden.jsonl", args.error_rate) as url:
                 failed |= not compare(config, out / f"{name}-{shots}", [*args.set, f"llm.base_url={url}"], args)
-            publish(out)
+            publish(out, args)
     sys.exit(int(failed))
 
 
@@ -191,9 +191,13 @@ def compare(config: Path, out: Path, settings: list[str], args: argparse.Namespa
     return code == 0
 
 
-def publish(out: Path) -> None:
-    """Of all comparisons in `out`: accuracy (entity F1) per iteration, its share of full-shot, which may be of other
-    shots, and tokens: mean and deviation over the seeds."""
+def publish(out: Path, args: argparse.Namespace) -> None:
+    """Of all comparisons in `out`: accuracy (entity F1) after so many labels more, between two iterations on the
+    straight line, at the end, its share of full-shot, which may be of other shots, and tokens: mean and deviation over
+    the seeds."""
+    steps = range(args.per_iteration, args.iterations * args.per_iteration, args.per_iteration)
+    columns = ("method", "at first", *(f"{more} labels more" for more in steps), f"after {args.iterations} iterations")
+    head = [*columns, "share of full-shot", "thousand tokens", "labels"]
     pages = []
     for place in sorted(path.parent for path in out.glob("*/comparison.json")):
         name, shots = place.name.rsplit("-", 1)
@@ -205,25 +209,31 @@ def publish(out: Path) -> None:
             continue
         full_shots = [path.read_text().splitlines() for path in out.glob(f"{name}-*/runs/full-shot/*/metrics.jsonl")]
         full = [quality(json.loads(lines[-1])) for lines in full_shots if lines]
-        iterations = max(len(rounds) for found in runs.values() for rounds in found)
-        head = ["method", *(f"iteration {i}" for i in range(iterations)), "share of full-shot", "thousand tokens"]
         lines = [f"## {name}, {shots}-shot", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for method, found in runs.items():
-            cells = [at(found, i) for i in range(iterations)]
-            last = np.mean([quality(rounds[-1]) for rounds in found])
+            goes_on = any(len(rounds) > 1 for rounds in found)
+            curve = [told([after(rounds, more) for rounds in found]) if goes_on else "" for more in (0, *steps)]
+            last = [quality(rounds[-1]) for rounds in found]
+            share = f"{100 * np.mean(last) / np.mean(full):.0f}%" if full else ""
             tokens = np.mean([rounds[-1].get("llm/total_tokens", 0) for rounds in found]) / 1000
-            share = f"{100 * last / np.mean(full):.0f}%" if full else ""
-            lines.append("| " + " | ".join([method, *cells, share, f"{tokens:.1f}"]) + " |")
+            labels = sorted({int(rounds[-1]["al/num_labels"]) for rounds in found})
+            cells = [method, *curve, told(last), share, f"{tokens:.1f}", ", ".join(map(str, labels))]
+            lines.append("| " + " | ".join(cells) + " |")
         pages.append("\n".join(lines) + "\n")
     (out / "results.md").write_text("\n".join(pages), encoding="utf-8")
     print(out / "results.md")
 
 
-def at(found: list[list[dict[str, float]]], iteration: int) -> str:
-    values = [100 * quality(rounds[iteration]) for rounds in found if len(rounds) > iteration]
-    if not values:
-        return ""
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
+def after(rounds: list[dict[str, float]], more: int) -> float:
+    """Accuracy after so many labels more than at first; of a run that ended before, its last."""
+    labels = [row["al/num_labels"] for row in rounds]
+    return float(np.interp(labels[0] + more, labels, [quality(row) for row in rounds]))
+
+
+def told(values: list[float]) -> str:
+    """Mean and deviation in %."""
+    percent = 100 * np.asarray(values)
+    return f"{percent.mean():.1f}" + (f" ± {percent.std(ddof=1):.1f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

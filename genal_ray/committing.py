@@ -11,6 +11,7 @@ from genal_ray.collapse import policies_to_keep
 from genal_ray.diagnosis import advice, diagnose
 from genal_ray.evaluation import quality
 from genal_ray.files import in_thread
+from genal_ray.llm.limits import Spending
 from genal_ray.stages import StageResult
 from genal_ray.timing import timing
 from genal_ray.types import RoundReport
@@ -48,7 +49,7 @@ async def commit(
     metrics |= extra or {}
     metrics |= timing(stages, time.perf_counter() - started, side_by_side=side_by_side)
     if run.parts.llm is not None:
-        metrics |= _llm_totals(reports, metrics, run.parts.llm.spent.tokens)
+        metrics |= _llm_spending(reports, metrics, run.parts.llm.spent)
     if run.config.observes:
         metrics |= diagnose([*reports, RoundReport(round=number, metrics=metrics)])
     report = RoundReport(round=number, metrics=metrics)
@@ -71,15 +72,22 @@ async def prune(run: Run) -> None:
     )
 
 
-def _llm_totals(before: Sequence[RoundReport], metrics: Mapping[str, float], total: float) -> dict[str, float]:
-    """`llm/total_tokens` of the run so far, calls of a round that was cut off included, and of them
-    `llm/tokens_per_point` of accuracy (entity F1) gained since round 0, left out while nothing is gained."""
+def _llm_spending(before: Sequence[RoundReport], metrics: Mapping[str, float], spent: Spending) -> dict[str, float]:
+    """What a round took, `llm/num_tokens` and `llm/cost`, what its attempts that were cut off paid for included;
+    `llm/total_tokens` of the run so far, and of them `llm/tokens_per_point` of accuracy (entity F1) gained since
+    round 0, left out while nothing is gained."""
+    earlier = before[-1].metrics.get("llm/total_tokens", 0.0) if before else 0.0
     gain = 100 * (quality(metrics) - quality(before[0].metrics)) if before else 0.0
-    return {"llm/total_tokens": float(total), **({"llm/tokens_per_point": total / gain} if gain > 0 else {})}
+    return {
+        "llm/num_tokens": spent.tokens - earlier,
+        "llm/cost": max(0.0, spent.cost - sum(report.metrics.get("llm/cost", 0.0) for report in before)),
+        "llm/total_tokens": float(spent.tokens),
+        **({"llm/tokens_per_point": spent.tokens / gain} if gain > 0 else {}),
+    }
 
 
 def _llm_usage(stages: Iterable[StageResult[object]]) -> dict[str, float]:
-    """`llm/*` figures of a round: sums over the stages that asked a chat model."""
+    """`llm/*` figures of a round: sums over the stages that asked a chat model, by the process that ended them."""
     total: dict[str, float] = defaultdict(float)
     for stage in stages:
         for name, value in stage.metrics.items():

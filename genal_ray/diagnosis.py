@@ -2,7 +2,8 @@
 
     plateau            held-out accuracy has stopped rising
     unlike real texts  the student does well on new written texts and badly on held-out ones
-    mislabeled         the student cannot learn written labels that it was trained on, though it learns the real ones
+    mislabeled         the student cannot learn written labels that it was trained on, though it learns the real ones;
+                       or the chat model is wrong on texts of known labels, or disagrees with itself
     undertrained       it has learned neither (not in the paper)
 """
 
@@ -21,6 +22,10 @@ GAP = 0.15
 GAP_ROUNDS = 2
 LABEL_GAP = 0.1
 """Points of accuracy on trained texts by which written ones may lie below real ones."""
+LABELS_RIGHT = 0.8
+"""Least share of probes whose labels are right (entity F1), and least agreement of samples."""
+PROBES = 10
+"""Fewer tell too little."""
 LEARNED = 0.9
 """Accuracy (entity F1) on trained texts of a student that was trained enough."""
 
@@ -74,7 +79,11 @@ def _unlike_real_texts(reports: Sequence[RoundReport]) -> bool:
 def _mislabeled(reports: Sequence[RoundReport]) -> bool:
     metrics = reports[-1].metrics
     real, written = metrics.get("teach/trained_real_score"), metrics.get("teach/trained_written_score")
-    return real is not None and written is not None and written < real - LABEL_GAP
+    return (
+        (real is not None and written is not None and written < real - LABEL_GAP)
+        or (metrics.get("label/num_probes", 0) >= PROBES and metrics.get("label/probe_score", 1.0) < LABELS_RIGHT)
+        or metrics.get("label/agreement", 1.0) < LABELS_RIGHT
+    )
 
 
 def _undertrained(reports: Sequence[RoundReport]) -> bool:
@@ -101,10 +110,11 @@ SIGNATURES = (
     Signature(
         metric="teach/mislabeled",
         shows=_mislabeled,
-        advice=f"after training the student is wrong on written texts {100 * LABEL_GAP:g} points more often than on "
-        "real ones: their labels contradict each other. Describe the labels (annotators.synthetic.descriptions), let "
-        "several samples vote (samples, min_agreement; between classes abstain), or have a stronger model label "
-        "(annotators.synthetic.model)",
+        advice="many labels of written texts look wrong: after training the student is wrong on them "
+        f"{100 * LABEL_GAP:g} points more often than on real ones, or fewer than {100 * LABELS_RIGHT:g}% of the probes "
+        "are labeled right, or of a text's samples agree (teach/trained_*_score, label/probe_score, label/agreement). "
+        "Describe the labels (annotators.synthetic.descriptions), let several samples vote (samples, min_agreement; "
+        "between classes abstain), or have a stronger model label (annotators.synthetic.model)",
     ),
     Signature(
         metric="teach/undertrained",

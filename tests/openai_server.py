@@ -25,6 +25,8 @@ class Answer:
     refusal: str | None = None
     usage: tuple[int, int] | None = (10, 5)
     status: int = 200
+    error: str | None = None
+    """What is said with a status that is not 200."""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
     """Sent as it is, in place of a completion."""
@@ -80,7 +82,7 @@ class Server:
             request.transport.abort()
             return web.Response(status=500)
         if answer.status != 200:
-            error = {"error": {"message": f"status {answer.status}"}}
+            error = {"error": {"message": answer.error or f"status {answer.status}"}}
             return web.json_response(error, status=answer.status, headers=answer.headers)
         self.paid[key] += 1
         if answer.body is not None:

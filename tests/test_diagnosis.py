@@ -15,6 +15,9 @@ def reports(**columns: list[float | None]) -> list[RoundReport]:
         "batch": "teach/batch_score",
         "real": "teach/trained_real_score",
         "written": "teach/trained_written_score",
+        "probed": "label/num_probes",
+        "probes": "label/probe_score",
+        "agreement": "label/agreement",
     }
     rows = zip(*columns.values(), strict=True)
     return [
@@ -45,6 +48,8 @@ def test_a_run_that_goes_well_shows_nothing() -> None:
         ("teach/plateau", reports(accuracy=[0.5, 0.7, 0.7, 0.69, 0.703, 0.704])),
         ("teach/unlike_real", reports(accuracy=[0.5, 0.6, 0.6, 0.6], batch=[0.9, 0.6, 0.8, 0.8])),
         ("teach/mislabeled", reports(accuracy=[0.5, 0.6], real=[None, 0.98], written=[None, 0.8])),
+        ("teach/mislabeled", reports(accuracy=[0.5, 0.6], probed=[None, 20], probes=[None, 0.75])),
+        ("teach/mislabeled", reports(accuracy=[0.5, 0.6], agreement=[None, 0.75])),
         ("teach/undertrained", reports(accuracy=[0.5, 0.6], real=[None, 0.84], written=[None, 0.81])),
         ("teach/undertrained", reports(accuracy=[0.5, 0.6], real=[0.7, 0.7], written=[None, None])),
     ],
@@ -58,6 +63,10 @@ def test_a_round_without_a_batch_tells_nothing_of_batches() -> None:
     ill = reports(accuracy=[0.5, 0.6, 0.6, 0.6, 0.6], batch=[0.9, 0.6, 0.8, 0.8, None])
     assert diagnose(ill[:-1])["teach/unlike_real"] == 1
     assert diagnose(ill)["teach/unlike_real"] == 0
+
+
+def test_a_few_probes_tell_nothing() -> None:
+    assert not any(diagnose(reports(accuracy=[0.5, 0.6], probed=[None, 4], probes=[None, 0.5])).values())
 
 
 def test_a_student_that_learns_what_is_real_was_trained_enough() -> None:

@@ -36,19 +36,11 @@ def kind(body: dict[str, Any]) -> str:
 
 @dataclass
 class SimulatedTeacher:
-    """Writes numbered remarks; labels them by their number; misbehaves as it is told."""
+    """Writes numbered remarks; labels them by their number."""
 
-    fault_share: int = 0
-    """Every so manieth attempt fails; 0: none."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
-    _attempts: int = 0
 
     def __call__(self, body: dict[str, Any], before: int) -> Answer:
-        self._attempts += 1
-        if self.fault_share and before == 0 and self._attempts % self.fault_share == 0:
-            return [Answer(status=500), Answer(status=429, headers={"Retry-After": "0.01"}), Answer(drop=True)][
-                self._attempts // self.fault_share % 3
-            ]
         self.bodies.append(body)
         if kind(body) == "analysis":
             return Answer(text=json.dumps({"analysis": ANALYSIS}), usage=(100, 20))
@@ -89,7 +81,13 @@ def config_of(strategy: dict[str, Any] | str | None = None, **changes: Any) -> A
 
 
 def run_to_end(
-    folder: Path, server: Server, monkeypatch: pytest.MonkeyPatch, config: Any, *, crash_at: str | None = None
+    folder: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    config: Any,
+    *,
+    annotator: LLMAnnotator | None = None,
+    crash_at: str | None = None,
 ) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl."""
     monkeypatch.setenv("OPENAI_API_KEY", server.key)
@@ -100,7 +98,7 @@ def run_to_end(
 
     async def work() -> None:
         llm = LLM(config.llm, Endpoint(config.llm), Journal(folder / "llm" / "calls.jsonl").open())
-        labeler = LLMAnnotator().load(run.corpus, Setting(domain="remarks", seed=config.seed, llm=llm))
+        labeler = (annotator or LLMAnnotator()).load(run.corpus, Setting(domain="remarks", seed=config.seed, llm=llm))
         hidden = run.parts.annotation._labelers["real"]
         ledger = Ledger(run.store.ledger_file, run.corpus.labels).open()
         annotation = Annotation({"real": hidden, "synthetic": ("llm", labeler)}, ledger, llm)

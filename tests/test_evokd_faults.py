@@ -2,35 +2,145 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections import Counter
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import Crash
-from openai_server import MODEL, Answer, serve
-from test_evokd import SimulatedTeacher, config_of, kind, ledger, run_to_end
+from openai_server import MODEL, Answer, serve, texts_of
+from test_evokd import SimulatedTeacher, config_of, kind, ledger, number, run_to_end
 
+from genal_ray.annotators.llm import LLMAnnotator
 from genal_ray.errors import RunError
-from genal_ray.llm import LLMError
+from genal_ray.llm import CapReached, LLMError, Reply, Request
+from genal_ray.llm.endpoint import Endpoint
+
+by_id = itemgetter("id")
 
 
 @pytest.mark.parametrize("crash_at", ["annotate:1", "observe:1", "observe:3", "score:2", "student:3"])
 def test_a_run_that_was_cut_off_pays_for_no_call_twice(
     crash_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config_of(llm={"model": MODEL, "max_reply_tokens": 200, "max_retries": 3})
+    config = config_of()
     with serve(SimulatedTeacher()) as server:
         run_to_end(tmp_path / "whole", server, monkeypatch, config)
-        expected = ledger(tmp_path / "whole")
-    teacher = SimulatedTeacher(fault_share=5)
-    with serve(teacher) as server:
+    with serve(SimulatedTeacher()) as server:
         with pytest.raises(Crash):
             run_to_end(tmp_path / "cut", server, monkeypatch, config, crash_at=crash_at)
         run_to_end(tmp_path / "cut", server, monkeypatch, config)
-    assert sorted(ledger(tmp_path / "cut"), key=lambda row: row["id"]) == sorted(expected, key=lambda row: row["id"])
+    assert sorted(ledger(tmp_path / "cut"), key=by_id) == sorted(ledger(tmp_path / "whole"), key=by_id)
     assert set(server.paid.values()) == {1}
-    assert sum(server.attempts.values()) > len(server.paid), "some calls failed on the way"
+
+
+@dataclass
+class TroubledTeacher:
+    """Of its attempts a fifth goes wrong, in one of eight ways, and of its other labels a tenth. Which ones, depends
+    on what is asked and not on when."""
+
+    seed: int = 0
+    teacher: SimulatedTeacher = field(default_factory=SimulatedTeacher)
+    troubles: Counter[str] = field(default_factory=Counter)
+    num_attempts: int = 0
+
+    def __call__(self, body: dict[str, Any], before: int) -> Answer:
+        self.num_attempts += 1
+        answer = self.teacher(body, before)
+        assert answer.text is not None
+        drawn = random.Random(json.dumps([self.seed, body, before]))
+        if drawn.random() < 0.2:
+            trouble, answer = drawn.choice(
+                [
+                    ("500", Answer(status=500)),
+                    ("429", Answer(status=429, headers={"Retry-After": "0.01"})),
+                    ("dropped", Answer(drop=True)),
+                    ("time-out", Answer(wait_s=1.5, drop=True)),
+                    ("truncated", replace(answer, text=answer.text[:-3], finish_reason="length")),
+                    ("not JSON", replace(answer, text="I would rather not say.")),
+                    ("wrong schema", replace(answer, text='{"soft": []}')),
+                    ("refusal", replace(answer, text=None, refusal="I cannot help with that.")),
+                ]
+            )
+            self.troubles[trouble] += 1
+        elif kind(body) == "labeling" and drawn.random() < 0.1:
+            self.troubles["mislabeled"] += 1
+            swapped = {n: {"no": "yes", "yes": "no"}[label] for n, label in json.loads(answer.text).items()}
+            answer = replace(answer, text=json.dumps(swapped))
+        return answer
+
+
+def test_a_fifth_of_all_calls_fails_and_the_run_is_killed_amid_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = {"model": MODEL, "max_reply_tokens": 200, "max_retries": 6, "max_asks": 6, "timeout_s": 1}
+    config = config_of(llm=llm, budget={"per_round": 20, "total": 64})
+    whole = TroubledTeacher(seed=3)
+    with serve(whole) as server:
+        rounds = run_to_end(tmp_path / "whole", server, monkeypatch, config)
+        assert set(server.paid.values()) == {1}
+    assert [row["al/num_labels"] for row in rounds] == [4, 24, 44, 64]
+    assert len(whole.troubles) == 9, "every kind"
+    share = (whole.troubles.total() - whole.troubles["mislabeled"]) / whole.num_attempts
+    assert share == pytest.approx(0.2, abs=0.07)
+
+    complete, begun = Endpoint.complete, Counter[str]()
+
+    async def killed_at_times(self: Endpoint, request: Request) -> Reply:
+        begun["calls"] += 1
+        if begun["calls"] in (7, 31, 60):
+            raise Crash(request.purpose)
+        return await complete(self, request)
+
+    monkeypatch.setattr(Endpoint, "complete", killed_at_times)
+    with serve(TroubledTeacher(seed=3)) as server:
+        for _ in range(3):
+            with pytest.raises(Crash):
+                run_to_end(tmp_path / "cut", server, monkeypatch, config)
+        again = run_to_end(tmp_path / "cut", server, monkeypatch, config)
+        assert set(server.paid.values()) == {1}
+    assert sorted(ledger(tmp_path / "cut"), key=by_id) == sorted(ledger(tmp_path / "whole"), key=by_id)
+    for name in ("llm/num_tokens", "llm/total_tokens"):
+        assert [row[name] for row in again] == [row[name] for row in rounds], "each round has what its attempts paid"
+
+
+def test_a_round_that_went_on_after_the_cap_tells_all_that_it_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = {"prompt_price": 1000.0, "completion_price": 1000.0}
+    config = config_of(llm={"model": MODEL, "max_reply_tokens": 200, "max_cost": 4.0, **prices})
+    raised = config.model_copy(update={"llm": config.llm.model_copy(update={"max_cost": None})})
+    with serve(SimulatedTeacher()) as server:
+        with pytest.raises(CapReached):
+            run_to_end(tmp_path, server, monkeypatch, config)
+        assert sum(server.paid.values()) == 20, "the last round is cut off, its analysis is paid"
+        rounds = run_to_end(tmp_path, server, monkeypatch, raised)
+    assert [row["llm/num_tokens"] for row in rounds] == [0, 710, 710, 710]
+    assert [row["llm/cost"] for row in rounds] == pytest.approx([0.0, 0.71, 0.71, 0.71])
+
+
+@pytest.mark.parametrize(("wrong", "flagged"), [(0.0, 0.0), (0.35, 1.0)])
+def test_labels_that_are_often_wrong_are_told(
+    wrong: float, flagged: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student knows them by heart all the same: it is the samples that contradict each other."""
+    teacher = SimulatedTeacher()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        if kind(body) == "labeling" and random.Random(json.dumps(body)).random() < wrong:
+            return Answer(text=json.dumps({n: ("yes", "no")[number(t) % 2] for n, t in texts_of(body).items()}))
+        return teacher(body, before)
+
+    with serve(behave) as server:
+        config = config_of(budget={"per_round": 40, "total": 44})
+        rounds = run_to_end(tmp_path, server, monkeypatch, config, annotator=LLMAnnotator(samples=5))
+    assert rounds[1]["al/num_labels"] == 44
+    assert rounds[1]["teach/mislabeled"] == flagged
+    assert (rounds[1]["label/agreement"] == 1) == (wrong == 0)
 
 
 def test_replies_that_cannot_be_read_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

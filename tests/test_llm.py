@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ def test_a_call_is_recorded_and_never_paid_again(tmp_path: Path, monkeypatch: py
     assert [reply.text for reply in replies] == ['{"n": 1}', '{"n": 1}', '{"n": 2}']
     assert [reply.text for reply in again] == ['{"n": 2}', '{"n": 1}']
     assert sorted(server.paid.values()) == [1, 1]
-    assert (llm.usage.num_calls, llm.usage.spending.tokens) == (2, 30)
-    assert (resumed.usage.num_calls, resumed.usage.spending.tokens) == (0, 0)
+    assert (llm.usage.num_calls, llm.spent.tokens) == (2, 30)
+    assert (resumed.usage.num_calls, resumed.spent.tokens) == (0, 30)
     rows = [json.loads(line) for line in journal.read_text().splitlines()]
     assert {row["request"]["messages"][0]["content"] for row in rows} == {"number 1", "number 2"}
     assert {row["reply"]["attempts"] for row in rows} == {1}
@@ -181,6 +182,55 @@ def test_a_request_that_is_refused_is_told_from_an_endpoint_that_fails(
     assert isinstance(reply, Refused if refused else LLMError)
     assert isinstance(reply, Refused) == refused
     assert llm.usage.num_refused == refused
+
+
+BOUNDED = {
+    "type": "object",
+    "properties": {"n": {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": 2}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+
+
+def test_an_endpoint_that_refuses_bounds_is_asked_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenAI's strict schemas did: 'minLength' is not permitted. Replies are held to the bounds all the same."""
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        schema = json.dumps(body["response_format"])
+        if word := re.search("minLength|maxLength|minItems|maxItems", schema):
+            said = f"Invalid schema for response_format 'reply': In context=('properties', 'n'), '{word[0]}'"
+            return Answer(status=400, error=f"{said} is not permitted.")
+        return Answer(text='{"n": ["a", "b", "c"]}')
+
+    requests = [replace(request(i), schema=BOUNDED) for i in range(3)]
+    with serve(behave) as server:
+        config = configured(server, monkeypatch, concurrency=1)
+        replies, llm = ask_all(config, tmp_path / "calls.jsonl", requests)
+        again, resumed = ask_all(config, tmp_path / "calls.jsonl", requests)
+    assert [reply.text for reply in replies] == ['{"n": ["a", "b", "c"]}'] * 3 == [reply.text for reply in again]
+    assert len(server.requests) == 4, "refused once, not for every call"
+    assert (llm.usage.num_calls, llm.usage.num_refused, resumed.usage.num_calls) == (3, 0, 0)
+    expected = {**BOUNDED, "properties": {"n": {"type": "array", "items": {"type": "string"}}}}
+    assert server.requests[-1]["response_format"]["json_schema"]["schema"] == expected
+    with pytest.raises(Malformed):
+        read_json(replies[0], BOUNDED)
+
+
+def test_an_endpoint_that_knows_no_schema_is_told_with_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        if body["response_format"]["type"] == "json_schema":
+            return Answer(status=400, error="response_format json_schema is not supported by this model")
+        return echo(body, before)
+
+    with serve(behave) as server:
+        (error,), _ = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request()])
+        assert isinstance(error, Refused)
+        assert "set llm.structured_output to json_object or none" in str(error)
+        config = configured(server, monkeypatch, structured_output="json_object")
+        (reply,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+    assert reply.text == '{"n": 0}'
 
 
 def test_malformed_replies_are_asked_again_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

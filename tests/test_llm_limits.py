@@ -44,7 +44,7 @@ def test_caps_are_never_exceeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         # After the last call that was made one more might exceed the cap, after the one before it might not.
         most = request(10).most_prompt_tokens + 80
         assert 80 * (len(answered) - 1) + most <= 1000 < 80 * len(answered) + most
-        assert llm.usage.spending.tokens == 80 * len(answered)
+        assert llm.spent.tokens == 80 * len(answered)
         again, _ = ask_all(config, journal, [request(i, max_tokens=80) for i in range(30)])
         assert sum(isinstance(reply, Reply) for reply in again) == len(answered)
         more = config.model_copy(update={"max_total_tokens": None, "max_cost": None})
@@ -150,5 +150,5 @@ def test_caps_need_an_endpoint_that_keeps_replies_short(
             config = config.model_copy(update={"reply_limit": "max_tokens"})
             (reply, other), llm = ask_all(config, journal, [request(1), request(2)])
             assert isinstance(other, Reply)
-            assert llm.usage.spending.tokens == 70
+            assert llm.spent.tokens == 5090
         assert isinstance(reply, Reply)

@@ -28,19 +28,15 @@ class Usage:
     num_attempts: int
     num_refused: int
     """Calls that were not answered, for their words or their length."""
-    spending: Spending
     faults: Mapping[Fault, int]
     """Malformed replies by kind, those from the journal included."""
 
     def since(self, before: Usage) -> dict[str, float]:
         """`llm/*` figures of what came after `before`."""
-        spending = self.spending - before.spending
         figures = {
             "llm/num_calls": self.num_calls - before.num_calls,
             "llm/num_retries": self.num_attempts - before.num_attempts - (self.num_calls - before.num_calls),
             "llm/num_refused": self.num_refused - before.num_refused,
-            "llm/num_tokens": spending.tokens,
-            "llm/cost": spending.cost,
             **{f"llm/num_{fault}": self.faults.get(fault, 0) - before.faults.get(fault, 0) for fault in Fault},
         }
         return {name: float(value) for name, value in figures.items()}
@@ -59,7 +55,6 @@ class LLM:
         self._purse = Purse(config, Spending())
         for reply in journal.replies:
             self._purse.spent += self._purse.price(reply.prompt_tokens, reply.completion_tokens)
-        self._spent_before = self._purse.spent
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
         self._num_calls = self._num_attempts = self._num_refused = 0
         self._closing = asyncio.Event()
@@ -76,7 +71,6 @@ class LLM:
             num_calls=self._num_calls,
             num_attempts=self._num_attempts,
             num_refused=self._num_refused,
-            spending=self._purse.spent - self._spent_before,
             faults=dict(self._faults),
         )
 

@@ -32,6 +32,8 @@ LEAST_SECRET = 8
 """Characters; a shorter key is a word that stands for none."""
 REFUSALS = (400, 413, 422)
 """HTTP statuses of a request that is not answered, whoever sends it: filtered, too long, not understood."""
+BOUNDS = ("minItems", "maxItems", "minLength", "maxLength")
+"""Keywords of JSON schemas that some endpoints refuse, OpenAI's at times among them."""
 
 
 class Endpoint:
@@ -55,6 +57,8 @@ class Endpoint:
             _check_variable(os.environ.get("OPENAI_BASE_URL", ""))
         per_minute = config.requests_per_minute
         self._pace = None if per_minute is None else Pace(per_minute)
+        self._bounds = config.structured_output == "json_schema"
+        """Whether schemas are sent with their `BOUNDS`, which replies are held to in any case."""
         self._client = AsyncOpenAI(
             api_key=self._key,
             base_url=config.base_url,
@@ -86,20 +90,23 @@ class Endpoint:
                 raise UserError(f"{key}: {self._place} has no model {name!r}{suggestion(name, models)}")
 
     async def complete(self, request: Request) -> Reply:
-        """Raises LLMError when the endpoint cannot be reached in `llm.max_retries` further attempts, or refuses."""
+        """Raises LLMError when the endpoint cannot be reached in `llm.max_retries` further attempts, or refuses.
+
+        An endpoint that refuses a schema is asked once more without its `BOUNDS`, and from then on always so.
+        """
         started = time.perf_counter()
-        older = self._config.reply_limit == "max_tokens"
+        bounds = self._bounds
         try:
-            raw = await self._client.chat.completions.with_raw_response.create(
-                model=request.model,
-                messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
-                temperature=request.temperature,
-                max_completion_tokens=openai.omit if older else request.max_tokens,
-                max_tokens=request.max_tokens if older else openai.omit,
-                seed=request.seed % 2**31,
-                response_format=self._response_format(request),
-                extra_headers={"Idempotency-Key": request.key},
-            )
+            raw = await self._create(request, bounds=bounds)
+        except openai.APIStatusError as error:
+            if not (bounds and _is_of_the_schema(error)):
+                self._fail(error, request.model)
+            self._bounds = False
+            await asyncio.sleep(self.delay())
+            try:
+                raw = await self._create(request, bounds=False)
+            except openai.OpenAIError as still:
+                self._fail(still, request.model)
         except openai.OpenAIError as error:
             self._fail(error, request.model)
         text, refusal, finish_reason, usage = "", None, "unreadable", None
@@ -121,6 +128,19 @@ class Endpoint:
             seconds=time.perf_counter() - started,
         )
 
+    async def _create(self, request: Request, *, bounds: bool) -> Any:
+        older = self._config.reply_limit == "max_tokens"
+        return await self._client.chat.completions.with_raw_response.create(
+            model=request.model,
+            messages=[{"role": m.role, "content": m.content} for m in request.messages],  # type: ignore[misc]
+            temperature=request.temperature,
+            max_completion_tokens=openai.omit if older else request.max_tokens,
+            max_tokens=request.max_tokens if older else openai.omit,
+            seed=request.seed % 2**31,
+            response_format=self._response_format(request.schema if bounds else _without_bounds(request.schema)),
+            extra_headers={"Idempotency-Key": request.key if bounds else f"{request.key}-unbounded"},
+        )
+
     async def close(self) -> None:
         await self._client.close()
 
@@ -136,13 +156,12 @@ class Endpoint:
         if self._pace is not None and request.headers.get(RETRY_COUNT) != "0":
             await asyncio.sleep(self._pace.delay())
 
-    def _response_format(self, request: Request) -> Any:
+    def _response_format(self, schema: Any) -> Any:
         if self._config.structured_output == "none":
             return openai.omit
         if self._config.structured_output == "json_object":
             return {"type": "json_object"}
-        schema = {"name": SCHEMA_NAME, "schema": request.schema, "strict": True}
-        return {"type": "json_schema", "json_schema": schema}
+        return {"type": "json_schema", "json_schema": {"name": SCHEMA_NAME, "schema": schema, "strict": True}}
 
     def _fail(self, error: openai.OpenAIError, model: str) -> NoReturn:
         told = str(error) if len(self._key) < LEAST_SECRET else str(error).replace(self._key, HIDDEN)
@@ -154,11 +173,24 @@ class Endpoint:
             told = f"no connection, {tries} times"
         elif isinstance(error, openai.APIStatusError):
             told = f"HTTP {error.status_code}: {told}"
+            if _is_of_the_schema(error) and self._config.structured_output != "none":
+                told += " (it may not know JSON schemas: set llm.structured_output to json_object or none)"
             if pause := error.response.headers.get("retry-after"):  # the client waits two minutes at most
                 told += f" (it asks to be left alone for {pause[:40]} s: go on with `genal-ray resume`)"
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         kind = Refused if status in REFUSALS else LLMError
         raise kind(f"{self._place}, model {model}: {told}") from None
+
+
+def _is_of_the_schema(error: openai.APIStatusError) -> bool:
+    words = ("schema", "response_format", "structured", *BOUNDS)
+    return error.status_code in REFUSALS and any(word.lower() in str(error).lower() for word in words)
+
+
+def _without_bounds(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    return {key: _without_bounds(value) for key, value in schema.items() if key not in BOUNDS}
 
 
 def _count(usage: object, name: str, most: int) -> int:

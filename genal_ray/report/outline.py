@@ -194,7 +194,7 @@ def _acquisition(config: Mapping[str, Any]) -> str:
 
 
 def _chat_model(llm: Mapping[str, Any], rounds: Sequence[RoundRow]) -> list[tuple[str, str]]:
-    """The chat model, its tokens so far, and the money for the stages of committed rounds, as far as it is known."""
+    """The chat model, and its tokens and their price so far, those of a round under way left out."""
     facts = [("Chat model", llm["model"] or "the generator")]
     tokens = rounds[-1]["llm/total_tokens"] if rounds else None
     if tokens is not None:
