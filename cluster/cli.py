@@ -1,5 +1,5 @@
 """The command line: `genal-ray run`, `resume`, `status`, `stop`, `verify`, `compare`, `methods`, `report`, `plan`,
-`prompts`, `presets`, `doctor` and `train-annotator`.
+`prompts show`, `prompts copy`, `presets`, `doctor` and `train-annotator`.
 
 Exit codes: 0 done (or stopped on request), 2 wrong usage or input, 1 failed, 130 interrupted before the run began.
 Ray and torch are imported by the commands that need them, so that help and input errors are immediate.
@@ -39,6 +39,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
+
+prompts = typer.Typer(
+    help="What the models would be told, and its templates.", rich_markup_mode=None, no_args_is_help=True
+)
+app.add_typer(prompts, name="prompts", epilog="Example: genal-ray prompts show demo")
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG|PRESET", help="YAML file, or the name of a preset")]
 Place = Annotated[str, typer.Argument(metavar="DIR|URL", help="run directory, or the URL that a run lives at")]
@@ -252,31 +257,11 @@ def plan(
         typer.echo(printable(planned.as_text()))
 
 
-@app.command(epilog="Example: genal-ray prompts demo --set task.domain='letters to a bank'")
-def prompts(
-    config: Annotated[
-        str | None,
-        typer.Argument(metavar="CONFIG|PRESET", help="YAML file, or the name of a preset; none with --copy-to"),
-    ] = None,
-    overrides: Overrides = None,
-    copy_to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="copy the templates that ship there instead, for llm.prompts")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
+@prompts.command(epilog="Example: genal-ray prompts show demo --set task.domain='letters to a bank'")
+def show(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """What the models of a configuration would be told in round 1, with its own data; asks nothing."""
     from genal_ray.prompt_preview import preview
 
-    if copy_to is not None:
-        if config is not None or overrides:
-            raise UserError(
-                "--copy-to copies the templates that ship, the same for every configuration: leave out "
-                f"{'--set' if config is None else repr(config)}"
-            )
-        _copy_templates(copy_to, as_json=as_json)
-        return
-    if config is None:
-        raise UserError("whose prompts? Give a configuration file or a preset, or --copy-to DIR for the templates")
     conversations = preview(load_config(config, overrides or []))
     if as_json:
         _print_json({"conversations": [asdict(conversation) for conversation in conversations]})
@@ -288,6 +273,22 @@ def prompts(
             typer.echo(printable(f"--- {conversation.purpose}, {message.role}\n{message.content}\n"))
         if conversation.schema is not None:
             typer.echo(f"--- {conversation.purpose}, schema of the reply\n{json.dumps(conversation.schema)}\n")
+
+
+@prompts.command(epilog="Example: genal-ray prompts copy my-prompts")
+def copy(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="folder for the templates")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy the templates that ship, to be changed; `llm.prompts` names the folder in a configuration."""
+    from genal_ray.prompt_preview import copy_templates
+
+    copied = [str(path) for path in copy_templates(folder)]
+    if as_json:
+        _print_json({"templates": copied})
+        return
+    for path in copied:
+        typer.echo(path)
 
 
 @app.command(epilog="Example: genal-ray presets --json")
@@ -351,17 +352,6 @@ def _launch(config: RunConfig, store: RunDirectory, *, address: str | None, resu
     to, again = console(), resume_command(config, store, address)
     ended = launch(config, store, address=address, resume=resume, view=view(to))
     show_outcome(to, ended, str(store.path), store.mirror.url, again=again)
-
-
-def _copy_templates(folder: Path, *, as_json: bool) -> None:
-    from genal_ray.prompt_preview import copy_templates
-
-    copied = [str(path) for path in copy_templates(folder)]
-    if as_json:
-        _print_json({"templates": copied})
-        return
-    for path in copied:
-        typer.echo(path)
 
 
 def _complain(message: str, code: int) -> int:

@@ -68,7 +68,9 @@ class LLMConfig(Section):
     max_cost: float | None = Field(None, gt=0, description="hard cap on the money of the whole run")
     prompt_price: float = Field(0.0, ge=0, description="money per million prompt tokens")
     completion_price: float = Field(0.0, ge=0, description="money per million reply tokens")
-    prompts: Location | None = Field(None, description="folder of templates that replace those of `genal-ray prompts`")
+    prompts: Location | None = Field(
+        None, description="folder of templates that replace those of `genal-ray prompts copy`"
+    )
 
     @field_validator("api_key_env")
     @classmethod

@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,11 +110,11 @@ async def observe(
     """What the student of the round before `number` makes of the newest labels, and of those that it was trained on;
     in round 0, of those it was trained on.
 
-    `candidates` tell what each text of the batch was asked to be. Figures, each a share of right answers or an entity
-    F1: `teach/batch_score`, `teach/<tag>_score`, and of its training set `teach/trained_real_score` and
-    `teach/trained_written_score`.
+    `candidates`, and those of the rounds whose texts are retained, tell what each text of the batch was asked to be.
+    Figures, each a share of right answers or an entity F1: `teach/batch_score`, `teach/<tag>_score`, and of its
+    training set `teach/trained_real_score` and `teach/trained_written_score`.
     """
-    tags = {c.instance.id: c.completion.tag for c in candidates if c.instance is not None}
+    tags = {c.instance.id: c.completion.tag for c in _retained(run, number, candidates) if c.instance is not None}
     newest = {item.instance.id for item in batch}
     before = [item for item in run.pools.labeled if item.instance.id not in newest]
     trained = run.config.strategy.training_set(before, number - 1, run.config.seed)
@@ -146,13 +145,18 @@ def given_labels(run: Run, number: int, candidates: Sequence[Candidate]) -> dict
     strategy = run.config.strategy
     if not (isinstance(strategy, TeacherStrategy) and strategy.labels_itself):
         return {}
-    retained = range(max(1, number - strategy.retention_rounds + 1), number)
-    earlier = (run.store.round(n).load("generate", CandidateCodec()) for n in retained)
     return {
         c.instance.id: c.completion.label
-        for c in chain(*earlier, candidates)
+        for c in _retained(run, number, candidates)
         if c.instance is not None and c.completion.label is not None
     }
+
+
+def _retained(run: Run, number: int, candidates: Sequence[Candidate]) -> Iterator[Candidate]:
+    """`candidates` of round `number`, after those of earlier rounds whose texts may be in the pool still."""
+    for n in range(max(1, number - run.config.strategy.retention_rounds + 1), number):
+        yield from run.store.round(n).load("generate", CandidateCodec())
+    yield from candidates
 
 
 def _lesson(run: Run, number: int) -> Lesson:

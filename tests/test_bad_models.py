@@ -212,7 +212,7 @@ ANNOTATORS = [
 ]  # fmt: skip
 
 ASKS = "--set acquisition=random --set strategy=evokd --set llm.model=m --set annotators.synthetic=llm"
-PROMPTS = f"prompts reviews.yaml {ASKS} --set llm.prompts=own"
+PROMPTS = f"prompts show reviews.yaml {ASKS} --set llm.prompts=own"
 PLACE = "own/classification/labeling.jinja, line 1: "
 
 
@@ -226,11 +226,11 @@ def says(expression: str) -> Make:
 
 
 TEMPLATES = [
-    case("no folder", PROMPTS, "llm.prompts: no folder own", "--copy-to DIR"),
+    case("no folder", PROMPTS, "llm.prompts: no folder own", "prompts copy DIR"),
     case("broken", PROMPTS, "labeling.jinja, line 3: expected token",
          make=template("{% block user %}\n{{ texts\n{% x %}")),
-    case("an unknown variable", PROMPTS, PLACE + "'text' is undefined", "--copy-to DIR", make=says("{{ text }}")),
-    case("an unknown variable, before a run", PROMPTS.replace("prompts reviews", "run reviews"),
+    case("an unknown variable", PROMPTS, PLACE + "'text' is undefined", "prompts copy DIR", make=says("{{ text }}")),
+    case("an unknown variable, before a run", PROMPTS.replace("prompts show reviews", "run reviews"),
          PLACE + "'text' is undef",
          make=says("{{ text }}")),
     case("no blocks", PROMPTS, "labeling.jinja: neither a block system nor a block user", make=template("hello")),
@@ -243,15 +243,10 @@ TEMPLATES = [
     case("an endless loop", PROMPTS, PLACE + "OverflowError: Range too big",
          make=says("{% for i in range(99999999) %}a{% endfor %}")),
     case("a wrong type", PROMPTS, PLACE + "TypeError", make=says("{{ texts + 1 }}")),
-    case("copied onto a file", "prompts --copy-to reviews.yaml",
+    case("copied onto a file", "prompts copy reviews.yaml",
          "cannot write the templates to reviews.yaml"),
-    case("copied twice", "prompts --copy-to own", "exists already: give a new folder", make=says("")),
-    case("copied for a configuration", "prompts nonsense --copy-to own", "the same for every configuration: leave out",
-         "'nonsense'"),
-    case("copied with settings", "prompts --copy-to own --set x=y",
-         "the same for every configuration: leave out --set"),
-    case("of nothing", "prompts", "whose prompts? Give a configuration file or a preset"),
-    case("of no configuration", "prompts nothing.yaml", "no configuration 'nothing.yaml'"),
+    case("copied twice", "prompts copy own", "exists already: give a new folder", make=says("")),
+    case("of no configuration", "prompts show nothing.yaml", "no configuration 'nothing.yaml'"),
 ]  # fmt: skip
 
 

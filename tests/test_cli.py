@@ -54,16 +54,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "prompts show", "prompts copy"])
 def test_every_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert f"Example: genal-ray {command}" in out
 
 
-@pytest.mark.parametrize("command", ["plan", "prompts", "methods", "presets"])
+@pytest.mark.parametrize("command", ["plan", "prompts", "prompts show", "methods", "presets"])
 def test_the_example_of_a_command_works(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     example = capsys.readouterr().out.partition("Example: genal-ray ")[2]
     assert main(shlex.split(example)) == 0
     assert capsys.readouterr().out
@@ -172,37 +172,37 @@ def test_interrupt_before_the_run_begins(
 def test_prompts_are_shown_with_the_data_of_the_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["prompts", "demo"]) == 0
+    assert main(["prompts", "show", "demo"]) == 0
     assert "come up with a new example" in capsys.readouterr().out
     llm = ["--set", "llm={model: m}", "--set", "annotators.synthetic={name: llm, texts_per_call: 2}"]
     evokd = ["--set", "strategy={name: evokd, texts_per_call: 6}", "--set", "generator=null", *llm]
-    assert main(["prompts", "demo", *evokd, "--json"]) == 0
+    assert main(["prompts", "show", "demo", *evokd, "--json"]) == 0
     conversations = json.loads(capsys.readouterr().out)["conversations"]
     assert [c["purpose"] for c in conversations] == ["analysis", "generation", "labeling"]
     assert [len(c["messages"]) for c in conversations] == [2, 4, 2]
     assert "customer messages" in conversations[0]["messages"][1]["content"]
     assert list(conversations[2]["schema"]["properties"]) == ["1", "2"]
-    assert main(["prompts", "demo", *evokd, "--set", "strategy.labeling=merged", "--json"]) == 0
+    assert main(["prompts", "show", "demo", *evokd, "--set", "strategy.labeling=merged", "--json"]) == 0
     merged = json.loads(capsys.readouterr().out)["conversations"]
     assert [c["purpose"] for c in merged] == ["analysis", "generation"], "labels come with the texts"
-    assert main(["prompts", "--copy-to", str(tmp_path)]) == 0
+    assert main(["prompts", "copy", str(tmp_path)]) == 0
     (tmp_path / "classification" / "labeling.jinja").write_text("{% block user %}label {{ texts[0] }}{% endblock %}")
     capsys.readouterr()
-    assert main(["prompts", "demo", *evokd, "--set", f"llm.prompts={tmp_path}"]) == 0
+    assert main(["prompts", "show", "demo", *evokd, "--set", f"llm.prompts={tmp_path}"]) == 0
     assert "--- labeling, user\nlabel " in capsys.readouterr().out
-    assert "exists already" in refused(capsys, "prompts", "--copy-to", str(tmp_path))
+    assert "exists already" in refused(capsys, "prompts", "copy", str(tmp_path))
 
 
 def test_copied_templates_are_listed_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prompts", "--copy-to", str(tmp_path / "own"), "--json"]) == 0
+    assert main(["prompts", "copy", str(tmp_path / "own"), "--json"]) == 0
     copied = json.loads(capsys.readouterr().out)["templates"]
     assert sorted(copied) == sorted(str(path) for path in (tmp_path / "own").rglob("*.jinja"))
 
 
 def test_prompts_of_a_method_that_asks_no_model(reviews: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["prompts", str(reviews)]) == 0
+    assert main(["prompts", "show", str(reviews)]) == 0
     assert "no model is told anything" in capsys.readouterr().out
-    assert main(["prompts", str(reviews), "--json"]) == 0
+    assert main(["prompts", "show", str(reviews), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"conversations": []}
 
 

@@ -245,6 +245,20 @@ def test_a_text_that_is_chosen_later_keeps_the_label_that_came_with_it(
     assert teacher.of("labeling") == []
 
 
+def test_written_texts_are_a_pool_to_choose_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not chosen may be chosen in the next round, and counts then as what it was asked to be."""
+    with serve(SimulatedTeacher()) as server:
+        options = {"texts_per_label": 3, "retention_rounds": 2, "hard_share": 1.0}
+        config = config_of(options, acquisition="signal")
+        rounds = run_to_end(tmp_path, server, monkeypatch, config)
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+    assert [row["gen/num_kept"] for row in rounds[1:]] == [18, 18, 18]
+    rows = ledger(tmp_path)[4:]
+    assert {row["origin"] for row in rows} == {"synthetic"}
+    assert any(int(row["id"].split("-")[1]) < row["round"] for row in rows), "some were written before"
+    assert all(row["teach/hard_score"] == row["teach/batch_score"] for row in rounds[1:])
+
+
 def test_a_template_of_ones_own_needs_no_system_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     template = tmp_path / "prompts" / "classification" / "generation.jinja"
     template.parent.mkdir(parents=True)

@@ -162,6 +162,25 @@ def test_replies_that_cannot_be_read_are_asked_again(tmp_path: Path, monkeypatch
     assert [turn["role"] for turn in teacher.of("generation")[0]["messages"]] == ["system", "user"]
 
 
+def test_labels_that_cannot_be_read_end_the_run_with_what_to_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No text is given up for it: the run that goes on labels the same ones."""
+    teacher = SimulatedTeacher()
+
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        cut = Answer(text='{"1": "ye', finish_reason="length")
+        return cut if kind(body) == "labeling" and body["max_completion_tokens"] < 400 else teacher(body, before)
+
+    config = config_of()
+    longer = config.model_copy(update={"llm": config.llm.model_copy(update={"max_reply_tokens": 400})})
+    with serve(behave) as server:
+        with pytest.raises(RunError, match=r"truncated 18\): raise llm\.max_reply_tokens"):
+            run_to_end(tmp_path, server, monkeypatch, config)
+        rounds = run_to_end(tmp_path, server, monkeypatch, longer)
+    assert [row["al/num_labels"] for row in rounds] == [4, 10, 16, 22]
+
+
 @pytest.mark.parametrize("purpose", ["analysis", "generation"])
 def test_a_refused_request_costs_its_texts_and_no_more(
     purpose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -142,6 +142,36 @@ def test_a_word_for_a_key_is_no_secret(tmp_path: Path, monkeypatch: pytest.Monke
     assert "HTTP 401: Error code: 401" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("error", "kind"), [({"message": "upstream", "code": 429}, LLMError), ("down", LLMError), ({"code": 400}, Refused)]
+)
+def test_a_failure_that_comes_as_a_success_is_a_failure(
+    error: Any, kind: type[LLMError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some gateways tell so of what is behind them: HTTP 200 with an error in place of choices."""
+    masked = Answer(body=json.dumps({"error": error}).encode())
+    with serve(lambda body, before: masked if before == 0 else echo(body, before)) as server:
+        (reply,), llm = ask_all(configured(server, monkeypatch), tmp_path / "calls.jsonl", [request(1)])
+    if kind is Refused:
+        assert isinstance(reply, Refused)
+    else:
+        assert (reply.text, reply.attempts) == ('{"n": 1}', 2)
+    with serve(lambda body, before: masked) as server:
+        config = configured(server, monkeypatch, max_retries=1)
+        (reply,), llm = ask_all(config, tmp_path / "none.jsonl", [request(1)])
+    assert isinstance(reply, kind)
+    assert llm.spent.tokens == 0
+
+
+def test_a_key_in_place_of_its_variables_name_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(LLMConfig, {"model": MODEL, "api_key_env": "gsk_abcdefghijklmnopqrstuvwxyz0123"})
+    with pytest.raises(UserError, match="not the key itself") as caught:
+        Endpoint(config)
+    assert "gsk_" not in str(caught.value)
+    with pytest.raises(UserError, match="variable MY_KEY_2 is not set"):
+        Endpoint(config.model_copy(update={"api_key_env": "MY_KEY_2"}))
+
+
 def test_a_long_pause_that_is_asked_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve(lambda body, before: Answer(status=429, headers={"Retry-After": "900"})) as server:
         config = configured(server, monkeypatch)

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -61,20 +62,21 @@ def annotate(
     items: list[Instance],
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    llm: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> tuple[list[Given], list[dict[str, Any]]]:
     """Answers, and the requests that the server got."""
     with serve(behaviour) as server:
         monkeypatch.setenv("OPENAI_API_KEY", server.key)
-        config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url})
+        config = validate(LLMConfig, {"model": MODEL, "base_url": server.base_url, **llm})
 
         async def work() -> Sequence[Given]:
-            llm = LLM(config, Endpoint(config), Journal(folder / "calls.jsonl").open())
-            setting = Setting(domain="film reviews", seed=3, llm=llm)
+            asked = LLM(config, Endpoint(config), Journal(folder / "calls.jsonl").open())
+            setting = Setting(domain="film reviews", seed=3, llm=asked)
             try:
                 return await LLMAnnotator(**options).load(corpus(), setting).annotate(items)
             finally:
-                await llm.close()
+                await asked.close()
 
         return list(asyncio.run(work())), server.requests
 
@@ -137,6 +139,25 @@ def test_what_cannot_be_read_stays_without_a_label(tmp_path: Path, monkeypatch: 
     assert len(requests) == 5  # the odd one three times
     temperatures = [body["temperature"] for body in requests if texts_of(body)["1"] == "odd"]
     assert temperatures == [0, 0.7, 0.7], "at 0 the same reply would come again"
+
+
+def test_replies_of_which_none_can_be_read_are_no_verdict_on_the_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def behave(body: dict[str, Any], before: int) -> Answer:
+        whole = labels(by_tone)(body, before)
+        cut = Answer(text='{"1": "go', finish_reason="length")
+        return cut if body["max_completion_tokens"] < 2000 else whole
+
+    items = instances("nice", "dull")
+    given, requests = annotate(behave, items, tmp_path, monkeypatch)
+    assert [type(answer) for answer in given] == [Failed, Failed]
+    assert isinstance(given[0], Failed)
+    assert given[0].why.startswith("no reply could be read (truncated 6): raise llm.max_reply_tokens")
+    assert len(requests) == 6
+    given, _ = annotate(behave, items, tmp_path, monkeypatch, llm={"max_reply_tokens": 2000})
+    assert given == [1, 0]
+    assert annotate(behave, items[:1], tmp_path, monkeypatch)[0] == [None], "a single text may be to blame"
 
 
 def test_the_ledger_remembers_who_passed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -19,6 +19,7 @@ from genal_ray.errors import UserError
 from genal_ray.labels import LabelSpace, Vote
 from genal_ray.llm import LLMError, Message, Request
 from genal_ray.llm.prompts import Prompts
+from genal_ray.llm.replies import Fault
 from genal_ray.seeds import derive_seed
 from genal_ray.tolerance import max_failures
 from genal_ray.types import Instance, Label, LabeledInstance
@@ -186,7 +187,8 @@ class LLMLabeler:
 
     async def annotate(self, instances: Sequence[Instance]) -> Sequence[Answer]:
         """None for a text on which the samples do not agree, or whose replies cannot be read; Failed for one that the
-        replies that were had do not decide, when others were not to be had. Calls are given up when too many fail.
+        replies that were had do not decide, when others were not to be had, and for all when none of them has a reply
+        that can be read, which no text is to blame for. Calls are given up when too many fail.
 
         Raises CapReached when the run's cap is reached.
         """
@@ -221,6 +223,7 @@ class LLMLabeler:
         allowed = max_failures(len(groups) * samples, self.max_error_rate)
         lost: dict[str, str] = {}
         num_failed = 0
+        faults_before = Counter(self.llm.usage.faults)
 
         async def labels_of(group: Sequence[Instance], sample: int) -> dict[str, Label | None]:
             nonlocal num_failed
@@ -237,6 +240,8 @@ class LLMLabeler:
                 return {}
 
         replies = await asyncio.gather(*(labels_of(g, sample) for g in groups for sample in range(samples)))
+        if len(instances) > 1 and not lost and not any(replies):
+            lost = dict.fromkeys([i.id for i in instances], _unreadable(Counter(self.llm.usage.faults) - faults_before))
         answers: dict[str, list[Label | None]] = {instance.id: [] for instance in instances}
         for labels in replies:
             for id, label in labels.items():
@@ -276,6 +281,14 @@ class LLMLabeler:
                 max_tokens=self.llm.config.max_reply_tokens,
                 seed=derive_seed(self.seed, PURPOSE, sample, ask),
             )
+
+
+def _unreadable(faults: Mapping[Fault, int]) -> str:
+    found = ", ".join(f"{fault} {number}" for fault, number in faults.items())
+    return (
+        f"no reply could be read ({found}): raise llm.max_reply_tokens where they are truncated; else see "
+        "llm/calls.jsonl, and raise llm.max_asks, which asks anew"
+    )
 
 
 def _probes(corpus: Corpus, count: int) -> tuple[LabeledInstance, ...]:

@@ -6,11 +6,13 @@ Retries with backoff and jitter, `Retry-After` and idempotency keys are the `ope
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -32,6 +34,7 @@ LEAST_SECRET = 8
 """Characters; a shorter key is a word that stands for none."""
 REFUSALS = (400, 413, 422)
 """HTTP statuses of a request that is not answered, whoever sends it: filtered, too long, not understood."""
+MOST_STATUSES = 600
 BOUNDS = ("minItems", "maxItems", "minLength", "maxLength")
 """Keywords of JSON schemas that some endpoints refuse, OpenAI's at times among them."""
 
@@ -44,8 +47,10 @@ class Endpoint:
         self._config = config
         self._key = os.environ.get(config.api_key_env, "")
         if not self._key:
+            usual = re.fullmatch(r"[A-Z_][A-Z0-9_]{0,63}", config.api_key_env)
+            named = config.api_key_env if usual else "named there (a name such as OPENAI_API_KEY, not the key itself)"
             raise UserError(
-                f"llm.api_key_env: the environment variable {config.api_key_env} is not set: export the endpoint's key "
+                f"llm.api_key_env: the environment variable {named} is not set: export the endpoint's key "
                 "there (any word will do for an endpoint that asks for none)"
             )
         if not re.fullmatch(r"[!-~]+", self._key):
@@ -64,7 +69,9 @@ class Endpoint:
             base_url=config.base_url,
             timeout=config.timeout_s,
             max_retries=config.max_retries,
-            http_client=DefaultAsyncHttpxClient(event_hooks={"request": [self._wait_for_turn]}),
+            http_client=DefaultAsyncHttpxClient(
+                event_hooks={"request": [self._wait_for_turn], "response": [_unmask_error]}
+            ),
         )
 
     async def check(self, names: Mapping[str, str]) -> None:
@@ -180,6 +187,19 @@ class Endpoint:
         status = error.status_code if isinstance(error, openai.APIStatusError) else None
         kind = Refused if status in REFUSALS else LLMError
         raise kind(f"{self._place}, model {model}: {told}") from None
+
+
+async def _unmask_error(response: Any) -> None:
+    """Some gateways tell of a failure behind them with HTTP 200: the status becomes the failure's, so that the client
+    tries again what may be tried again."""
+    if response.status_code != HTTPStatus.OK:
+        return
+    with suppress(ValueError, RecursionError):
+        body = json.loads(await response.aread())
+        if isinstance(body, dict) and body.get("error") and not (body.get("choices") or body.get("data")):
+            code = body["error"].get("code") if isinstance(body["error"], dict) else None
+            told = isinstance(code, int) and HTTPStatus.BAD_REQUEST <= code < MOST_STATUSES
+            response.status_code = code if told else HTTPStatus.BAD_GATEWAY
 
 
 def _is_of_the_schema(error: openai.APIStatusError) -> bool:

@@ -27,7 +27,7 @@ from genal_ray.errors import UserError
 from genal_ray.llm import Message, Role
 
 TURNS: tuple[Role, ...] = ("system", "user")
-REMEDY = "`genal-ray prompts --copy-to DIR` writes the templates that ship"
+REMEDY = "`genal-ray prompts copy DIR` writes the templates that ship"
 
 
 class Prompts:
