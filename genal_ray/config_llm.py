@@ -55,7 +55,7 @@ class LLMConfig(Section):
         "max_completion_tokens", description="what the endpoint calls the longest reply; older servers know max_tokens"
     )
     concurrency: int = Field(16, ge=1, description="calls at a time")
-    timeout_s: float = Field(120, gt=0, description="without a word from the endpoint, for one attempt")
+    timeout_s: float = Field(120, gt=0, description="for an attempt to bring a status, and as long for its reply")
     max_retries: int = Field(6, ge=0, description="further attempts at a call that failed on the way, with backoff")
     max_asks: int = Field(3, ge=1, description="times a question is asked until its reply can be read")
     requests_per_minute: float | None = Field(

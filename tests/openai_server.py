@@ -31,6 +31,8 @@ class Answer:
     body: bytes | None = None
     """Sent as it is, in place of a completion."""
     wait_s: float = 0.0
+    trickle_s: float = 0.0
+    """So long a line break comes ten times a second, and no reply."""
     drop: bool = False
     """Closes the connection without a word."""
 
@@ -77,6 +79,13 @@ class Server:
             await asyncio.sleep(answer.wait_s)
         finally:
             self._at_once -= 1
+        if answer.trickle_s:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            for _ in range(int(10 * answer.trickle_s)):
+                await response.write(b"\n")
+                await asyncio.sleep(0.1)
+            return response
         if answer.drop:
             assert request.transport is not None
             request.transport.abort()

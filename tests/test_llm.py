@@ -105,8 +105,9 @@ def test_another_seed_is_another_question(tmp_path: Path, monkeypatch: pytest.Mo
         Answer(status=503),
         Answer(drop=True),
         Answer(text="late", wait_s=6.0),
+        Answer(trickle_s=6.0),
     ],
-    ids=["429", "500", "503", "dropped", "time-out"],
+    ids=["429", "500", "503", "dropped", "time-out", "trickling"],
 )
 def test_failures_on_the_way_are_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Answer) -> None:
     def behave(body: dict[str, Any], before: int) -> Answer:
@@ -132,6 +133,14 @@ def test_an_endpoint_that_stays_broken_is_told_without_the_key(tmp_path: Path, m
     assert "HTTP 401" in str(refused)
     assert "another-secret" not in str(refused)
     assert (tmp_path / "calls.jsonl").read_text() == ""
+
+
+def test_an_endpoint_that_never_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(lambda body, before: Answer(trickle_s=3.0)) as server:
+        config = configured(server, monkeypatch, max_retries=0, timeout_s=0.5)
+        (error,), _ = ask_all(config, tmp_path / "calls.jsonl", [request()])
+    assert isinstance(error, LLMError)
+    assert "no answer within llm.timeout_s (0.5 s)" in str(error)
 
 
 def test_a_word_for_a_key_is_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

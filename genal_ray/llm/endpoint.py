@@ -16,6 +16,7 @@ from http import HTTPStatus
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
@@ -70,7 +71,7 @@ class Endpoint:
             timeout=config.timeout_s,
             max_retries=config.max_retries,
             http_client=DefaultAsyncHttpxClient(
-                event_hooks={"request": [self._wait_for_turn], "response": [_unmask_error]}
+                event_hooks={"request": [self._wait_for_turn], "response": [self._read_reply]}
             ),
         )
 
@@ -163,6 +164,19 @@ class Endpoint:
         if self._pace is not None and request.headers.get(RETRY_COUNT) != "0":
             await asyncio.sleep(self._pace.delay())
 
+    async def _read_reply(self, response: httpx.Response) -> None:
+        """Called when an attempt has brought a status. The rest, which the client's own time-out would let trickle in
+        without an end, has `llm.timeout_s` too. Some gateways tell of a failure behind them with HTTP 200: the status
+        becomes the failure's, so that the client tries again what may be tried again."""
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                content = await response.aread()
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("the reply has no end", request=response.request) from error
+        if response.status_code == HTTPStatus.OK:
+            with suppress(ValueError, RecursionError):
+                response.status_code = _status_of(json.loads(content))
+
     def _response_format(self, schema: Any) -> Any:
         if self._config.structured_output == "none":
             return openai.omit
@@ -189,17 +203,14 @@ class Endpoint:
         raise kind(f"{self._place}, model {model}: {told}") from None
 
 
-async def _unmask_error(response: Any) -> None:
-    """Some gateways tell of a failure behind them with HTTP 200: the status becomes the failure's, so that the client
-    tries again what may be tried again."""
-    if response.status_code != HTTPStatus.OK:
-        return
-    with suppress(ValueError, RecursionError):
-        body = json.loads(await response.aread())
-        if isinstance(body, dict) and body.get("error") and not (body.get("choices") or body.get("data")):
-            code = body["error"].get("code") if isinstance(body["error"], dict) else None
-            told = isinstance(code, int) and HTTPStatus.BAD_REQUEST <= code < MOST_STATUSES
-            response.status_code = code if told else HTTPStatus.BAD_GATEWAY
+def _status_of(body: Any) -> int:
+    """Of what came with HTTP 200."""
+    if not isinstance(body, dict) or not body.get("error") or body.get("choices") or body.get("data"):
+        return HTTPStatus.OK
+    code = body["error"].get("code") if isinstance(body["error"], dict) else None
+    if isinstance(code, int) and HTTPStatus.BAD_REQUEST <= code < MOST_STATUSES:
+        return code
+    return HTTPStatus.BAD_GATEWAY
 
 
 def _is_of_the_schema(error: openai.APIStatusError) -> bool:
