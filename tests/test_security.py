@@ -220,7 +220,7 @@ def test_what_a_data_file_holds_is_printed_without_escapes(
     capsys.readouterr()
     for form in ([], ["--json"]):
         options = [part for setting in asks for part in ("--set", setting)]
-        assert main(["prompts", "reviews.yaml", "--set", "acquisition=random", *options, *form]) == 0
+        assert main(["prompts", "show", "reviews.yaml", "--set", "acquisition=random", *options, *form]) == 0
         out = capsys.readouterr().out
         assert "{{ 7 * 7 }} {domain}" in out, "a text is no template"
         assert not re.search("[\x1b\x07\r\u202e\u009b]", out)
