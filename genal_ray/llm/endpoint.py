@@ -35,7 +35,6 @@ LEAST_SECRET = 8
 """Characters; a shorter key is a word that stands for none."""
 REFUSALS = (400, 413, 422)
 """HTTP statuses of a request that is not answered, whoever sends it: filtered, too long, not understood."""
-MOST_STATUSES = 600
 BOUNDS = ("minItems", "maxItems", "minLength", "maxLength")
 """Keywords of JSON schemas that some endpoints refuse, OpenAI's at times among them."""
 
@@ -208,7 +207,7 @@ def _status_of(body: Any) -> int:
     if not isinstance(body, dict) or not body.get("error") or body.get("choices") or body.get("data"):
         return HTTPStatus.OK
     code = body["error"].get("code") if isinstance(body["error"], dict) else None
-    if isinstance(code, int) and HTTPStatus.BAD_REQUEST <= code < MOST_STATUSES:
+    if isinstance(code, int) and 400 <= code < 600:
         return code
     return HTTPStatus.BAD_GATEWAY
 
